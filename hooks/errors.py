@@ -1,0 +1,49 @@
+"""Named exceptions: each says what was wrong, with which value, and what to do. Imports nothing heavy."""
+
+
+class RopescopeError(Exception):
+    """Base of every error that ropescope raises on purpose; the command line prints it as one line."""
+
+
+class ConfigError(RopescopeError, ValueError):
+    """A setting is unknown, missing, contradictory or out of range."""
+
+
+class HookNameError(RopescopeError, LookupError):
+    """A hook name matches nothing on this model, or names a step that the model does not have."""
+
+
+class HookConflictError(RopescopeError, RuntimeError):
+    """Hooks that cannot run together, or a hook where none can work (backward on a rows point)."""
+
+
+class MaterializationError(RopescopeError, MemoryError):
+    """An n × n tensor was asked for that does not fit in memory; the message names the bytes and the way round."""
+
+
+class WeightError(RopescopeError, ValueError):
+    """A weight is missing, left over, of the wrong shape, or not finite; or its file is damaged."""
+
+
+class UnknownModelError(RopescopeError, LookupError):
+    """A model source that cannot be found or a family that has no row in the table."""
+
+
+class TokenizerError(RopescopeError, RuntimeError):
+    """Text was given to a model without a tokenizer, or the tokenizer's files cannot be read."""
+
+
+class TextError(RopescopeError, ValueError):
+    """The text is empty, unreadable, not UTF-8, or too short for what was asked."""
+
+
+class StageError(RopescopeError, LookupError):
+    """A capture was asked for a stage, layer or head that it does not hold."""
+
+
+class InputError(RopescopeError, ValueError):
+    """Tensors whose shapes, types or values cannot be analysed (NaN scores, mismatched heads, …)."""
+
+
+class OutputError(RopescopeError, OSError):
+    """A file cannot be written where it was asked for."""
