@@ -47,3 +47,7 @@ class InputError(RopescopeError, ValueError):
 
 class OutputError(RopescopeError, OSError):
     """A file cannot be written where it was asked for."""
+
+
+class NarrowRotaryWarning(UserWarning):
+    """Fewer than 32 rotated features per head: it works, and tends to model worse (x-transformers)."""

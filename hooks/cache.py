@@ -1,0 +1,53 @@
+"""TransformerLens' ActivationCache with the registry's names: aliases, shorthand, and errors that say what is there."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformer_lens.ActivationCache import ActivationCache as LensActivationCache
+
+from hooks.errors import HookNameError
+
+if TYPE_CHECKING:
+    from hooks.hooking import NamedHooksModule
+
+
+class ActivationCache(LensActivationCache):
+    """Cached activations by canonical name, alias (``"hook_q_pre_rope", 3``) or TransformerLens shorthand."""
+
+    def __init__(self, cache_dict: Mapping[str, Tensor], model: "NamedHooksModule", has_batch_dim: bool = True):
+        super().__init__(dict(cache_dict), model, has_batch_dim=has_batch_dim)
+        self.registry = model.registry
+
+    def __getitem__(self, key: str | tuple) -> torch.Tensor:
+        """The activation under a name, an alias, or ``(name, layer[, layer_type])``.
+
+        Raises:
+            HookNameError: no such hook on the model, or the hook was not cached.
+        """
+        parts = (key,) if isinstance(key, str) else tuple(key)
+        if parts[0] in self.cache_dict:
+            return self.cache_dict[parts[0]]
+        name, gradient = (parts[0][:-5], "_grad") if parts[0].endswith("_grad") else (parts[0], "")
+        canonical = self.registry.canonical(name, *parts[1:]) + gradient
+        if canonical not in self.cache_dict:
+            raise HookNameError(
+                f"{canonical} was not cached: the names_filter left it out; this cache holds {len(self.cache_dict)} "
+                f"activations, the first {', '.join(list(self.cache_dict)[:4]) or 'none'}"
+            )
+        return self.cache_dict[canonical]
+
+    def __contains__(self, key: object) -> bool:
+        """Whether a name, alias or shorthand is cached."""
+        if not isinstance(key, str | tuple):
+            return False
+        try:
+            self[key]
+        except HookNameError:
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        held = sum(t.numel() * t.element_size() for t in self.cache_dict.values())
+        return f"ActivationCache({len(self.cache_dict)} activations, {held / 2**20:.1f} MiB): {list(self.cache_dict)}"

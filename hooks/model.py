@@ -1,0 +1,375 @@
+"""HookedTransformer: a decoder whose every tensor passes a hook point, at any length."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import psutil
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformer_lens.hook_points import HookPoint
+
+from hooks.attend import AttentionSpec
+from hooks.attention import AttentionContext
+from hooks.block import Block
+from hooks.config import HookedTransformerConfig, QKNormConfig, RopeConfig
+from hooks.errors import ConfigError, InputError, MaterializationError
+from hooks.hooking import NamedHooksModule
+from hooks.names import HookRegistry
+from hooks.norms import Norm
+from hooks.rope import Rotary
+from hooks.tokenizing import TokenizingMixin
+
+ReturnType = Literal["logits", "loss", "both"]
+_LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
+
+
+class ContextLengthWarning(UserWarning):
+    """Positions beyond the length that the model was trained on."""
+
+
+class HookedTransformer(TokenizingMixin, NamedHooksModule):
+    """A decoder-only transformer whose QK-norm and RoPE can be read and edited before and after every step.
+
+    Args:
+        cfg: the architecture; weights are drawn from ``cfg.seed`` without touching the global generator.
+        tokenizer: a transformers tokenizer, needed only where text goes in or out.
+
+    Example:
+        >>> model = HookedTransformer.from_pretrained("gemma3-270m")
+        >>> logits, cache = model.run_with_cache("Hello", names_filter="blocks.*.attn.hook_q_p*_rope")
+        >>> cache["hook_q_pre_rope", 3].shape
+        torch.Size([1, 2, 4, 256])
+    """
+
+    def __init__(self, cfg: HookedTransformerConfig, tokenizer: Any = None, *, _empty: bool = False):
+        super().__init__()
+        self._cfg = cfg
+        self.tokenizer = tokenizer
+        # Matrices start without values: torch would draw them from the global generator.
+        device = "meta"
+        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model, device=device, dtype=cfg.dtype)
+        self.hook_embed = HookPoint()
+        rotating = {cfg.layer_type(i): cfg.rope_for(i) for i in range(cfg.n_layers) if cfg.rope_for(i) is not None}
+        self.rotary = nn.ModuleDict({t: Rotary(rope, cfg.d_head) for t, rope in sorted(rotating.items()) if rope})
+        self.blocks = nn.ModuleList(Block(cfg, layer, device) for layer in range(cfg.n_layers))
+        self.ln_final = Norm(cfg, cfg.d_model)
+        d_out = cfg.d_vocab_out if cfg.d_vocab_out > 0 else cfg.d_vocab
+        self.unembed = nn.Linear(cfg.d_model, d_out, bias=cfg.unembed_bias, device=device, dtype=cfg.dtype)
+        if cfg.tie_word_embeddings:
+            self.unembed.weight = self.embed.weight
+        if not _empty:
+            self._init_weights()
+            self.to(cfg.device)
+        self.registry = HookRegistry(cfg)
+        self.setup()
+
+    @property
+    def cfg(self) -> HookedTransformerConfig:
+        """The architecture this model was built with; `with_config` gives the same weights under another."""
+        return self._cfg
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the residual stream."""
+        return self.embed.weight.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Any,
+        *,
+        rope: Any = None,
+        qk_norm: QKNormConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> "HookedTransformer":
+        """Load a model, in eval mode.
+
+        Args:
+            source: "gemma3-270m", "smollm2-135m", a Hub id, a directory, a ``.gguf`` file, or a live transformers model
+                (its weights are shared, not copied).
+            rope: run it under this schedule instead of its own; unset fields inherit (see `with_config`).
+            qk_norm: run it with this QK-norm instead of its own.
+            dtype: type of the weights; the source's own when None.
+            device: where to put them.
+
+        Raises:
+            UnknownModelError: the source cannot be found, or its family has no row in the table.
+            ConfigError: the source's config has a key that its family's row does not know.
+            WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged.
+        """
+        from hooks.checkpoint import load_pretrained
+
+        return load_pretrained(source, rope=rope, qk_norm=qk_norm, dtype=dtype, device=device)
+
+    def with_config(self, **changes: Any) -> "HookedTransformer":
+        """The same weights, shared and not copied, under other settings.
+
+        Args:
+            **changes: fields of `HookedTransformerConfig`, usually ``rope``, ``qk_norm`` or ``clip_qkv``. Fields that a
+                new RopeConfig leaves unset inherit from the model's own; a model whose layer types rotate differently
+                takes a mapping by layer type.
+
+        Raises:
+            ConfigError: a field is unknown or contradicts the rest.
+        """
+        if "rope" in changes:
+            changes["rope"] = _inherited_rope(self.cfg, changes["rope"])
+        other = HookedTransformer(self.cfg.replace(**changes), self.tokenizer, _empty=True)
+        own = dict(self.named_parameters(remove_duplicate=False))
+        wanted = dict(other.named_parameters(remove_duplicate=False))
+        other.adopt_parameters({name: own[name] for name in wanted if name in own})
+        other.train(self.training)
+        return other.to(self.device)
+
+    def adopt_parameters(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Use these Parameter objects as this model's own, without copying.
+
+        Raises:
+            InputError: a name that the model does not have, another shape, or weights left without values.
+        """
+        for name, parameter in parameters.items():
+            module_name, _, leaf = name.rpartition(".")
+            module = self.get_submodule(module_name)
+            current = module._parameters.get(leaf)
+            if current is None or current.shape != parameter.shape:
+                has = "no such parameter" if current is None else f"shape {tuple(current.shape)}"
+                raise InputError(f"cannot adopt {name} of shape {tuple(parameter.shape)}: the model has {has}")
+            module._parameters[leaf] = parameter
+        empty = [name for name, p in self.named_parameters() if p.is_meta]
+        if empty:
+            raise InputError(f"no values for {', '.join(empty[:4])}{' …' if len(empty) > 4 else ''}")
+
+    def _init_weights(self) -> None:
+        """Normal weights of std cfg.initializer_range, zero biases, unit gains, from a generator of our own."""
+        generator = torch.Generator()
+        if self.cfg.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.cfg.seed)
+        values = {}
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                std = 0.0 if name.endswith("bias") else 1.0 if name.endswith("sinks") else self.cfg.initializer_range
+                drawn = std * torch.randn(parameter.shape, generator=generator)
+                values[name] = nn.Parameter(drawn.to(parameter.dtype))
+        if self.cfg.tie_word_embeddings:
+            values["unembed.weight"] = values["embed.weight"]
+        self.adopt_parameters(values)
+
+    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream before the first block."""
+        embedded = self.embed(tokens)
+        if self.cfg.embed_scale is not None:
+            # transformers scales by a tensor of the embedding's dtype: in bfloat16 the factor itself is rounded.
+            embedded = embedded * torch.tensor(self.cfg.embed_scale, dtype=embedded.dtype, device=embedded.device)
+        return self.hook_embed(embedded)
+
+    def context(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        position_ids: Int[Tensor, "batch pos"] | Int[Tensor, " pos"] | None = None,
+        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+        rope_length: int | None = None,
+    ) -> AttentionContext:
+        """Positions, rotations and padding of one forward pass, computed once for all blocks.
+
+        Args:
+            tokens: gives the shape.
+            position_ids: default counts from 0; with `attention_mask`, from the first token that is not padding.
+            attention_mask: 1 where a token is real, 0 where it is padding.
+            rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
+        """
+        key_mask = self._key_mask(tokens, attention_mask)
+        positions = self._positions(tokens, position_ids, key_mask)
+        last = int(positions.max()) + 1
+        if last > self.cfg.n_ctx:
+            warnings.warn(
+                f"position {last - 1} is beyond the {self.cfg.n_ctx} tokens that this model was trained on; nothing is "
+                "truncated, but expect its loss to rise (a RopeConfig with factor > 1 can stretch it)",
+                ContextLengthWarning,
+                stacklevel=3,
+            )
+        dtype = torch.float32 if self.cfg.rope_in_float32 and self.dtype != torch.float64 else self.dtype
+        rotations = {t: rotary(positions, length=rope_length, dtype=dtype) for t, rotary in self.rotary.items()}
+        return AttentionContext(positions, rotations, key_mask)
+
+    def _key_mask(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """The padding mask as bool, or None when nothing is padding."""
+        if attention_mask is None:
+            return None
+        if attention_mask.shape != tokens.shape:
+            raise InputError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, tokens {tuple(tokens.shape)}; "
+                "give one 0 or 1 per token"
+            )
+        mask = attention_mask.to(tokens.device).bool()
+        return None if bool(mask.all()) else mask
+
+    def _positions(self, tokens: Tensor, position_ids: Tensor | None, key_mask: Tensor | None) -> Tensor:
+        """[batch pos] positions, checked."""
+        if position_ids is None:
+            if key_mask is not None:
+                return (key_mask.long().cumsum(-1) - 1).clamp(min=0)
+            return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+        positions = torch.as_tensor(position_ids, device=tokens.device)
+        if positions.shape not in (tokens.shape, tokens.shape[1:], (1, tokens.shape[1])):
+            raise InputError(f"position_ids has shape {tuple(positions.shape)}, tokens {tuple(tokens.shape)}")
+        if positions.is_floating_point() or bool((positions < 0).any()):
+            raise InputError(f"position_ids must be integers ≥ 0, not {positions.dtype} from {positions.min().item()}")
+        return positions.expand(tokens.shape)
+
+    def _check_tokens(self, tokens: Tensor | str | list) -> Int[Tensor, "batch pos"]:
+        """Token ids as [batch pos] on the model's device; text goes through the tokenizer."""
+        if isinstance(tokens, str):
+            tokens = self.to_tokens(tokens)
+        ids = torch.as_tensor(tokens, device=self.device)
+        ids = ids[None] if ids.ndim == 1 else ids
+        if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+            raise InputError(f"tokens must be integer ids of shape [batch, pos], not {ids.dtype} {tuple(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise InputError(
+                f"token id {low if low < 0 else high} is outside this model's vocabulary of {self.cfg.d_vocab}"
+            )
+        return ids
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"] | str,
+        return_type: ReturnType | None = "logits",
+        *,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+        rope_length: int | None = None,
+        loss_per_token: bool = False,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            tokens: token ids, or text for the tokenizer.
+            return_type: "logits" [batch pos d_vocab]; "loss" mean nats per predicted token, logits never held whole;
+                "both"; None runs the body only.
+            position_ids: position of each token; see `context`.
+            attention_mask: 0 where a token is padding; padding is neither attended to nor counted in the loss.
+            rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
+            loss_per_token: give the loss as [batch pos−1] instead of its mean.
+
+        Raises:
+            InputError: token ids, positions or mask do not fit the model.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise InputError(f"return_type {return_type!r} is not one of 'logits', 'loss', 'both', None")
+        ids = self._check_tokens(tokens)
+        context = self.context(ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length)
+        resid = self.embed_tokens(ids)
+        for block in self.blocks:
+            resid = block(resid, context)
+        resid = self.ln_final(resid)
+        if return_type is None:
+            return None
+        if return_type == "logits":
+            return self._logits(resid)
+        nll = self._nll(resid, ids)
+        loss = nll if loss_per_token else self._mean_loss(nll, context.key_mask)
+        return (self._logits(resid), loss) if return_type == "both" else loss
+
+    @staticmethod
+    def _mean_loss(nll: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Mean over predicted tokens; a pair with padding on either side does not count."""
+        if key_mask is None:
+            return nll.mean()
+        real = key_mask[:, 1:] & key_mask[:, :-1]
+        return nll[real].mean()
+
+    def _logits(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Logits of the final norm's output."""
+        logits = self.unembed(normalized)
+        if self.cfg.logit_scale is not None:
+            logits = logits * self.cfg.logit_scale
+        cap = self.cfg.output_logits_soft_cap
+        return torch.tanh(logits / cap) * cap if cap > 0 else logits
+
+    def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of a residual stream: final norm, unembedding, scale and soft-cap."""
+        return self._logits(self.ln_final(resid))
+
+    def residual_loss(
+        self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos-1"]:
+        """Loss per predicted token in nats, from the residual stream after the last block."""
+        return self._nll(self.ln_final(resid), tokens)
+
+    def _nll(self, normalized: Tensor, tokens: Tensor) -> Float[Tensor, "batch pos-1"]:
+        """−log p of each next token, a few hundred positions of logits at a time (recomputed in the backward pass)."""
+        rows = max(1, _LOGIT_BYTES // (4 * self.unembed.out_features * tokens.shape[0]))
+
+        def nll(part: Tensor, targets: Tensor) -> Tensor:
+            logits = self._logits(part).float()
+            return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+        parts = []
+        for start in range(0, tokens.shape[1] - 1, rows):
+            stop = min(start + rows, tokens.shape[1] - 1)
+            part, targets = normalized[:, start:stop], tokens[:, start + 1 : stop + 1]
+            if torch.is_grad_enabled() and part.requires_grad:
+                parts.append(checkpoint(nll, part, targets, use_reentrant=False))
+            else:
+                parts.append(nll(part, targets))
+        return torch.cat(parts, 1) if parts else normalized.new_empty(tokens.shape[0], 0)
+
+    @torch.no_grad()
+    def loss_per_token(self, tokens: Int[Tensor, "batch pos"] | str, **options: Any) -> Float[Tensor, "batch pos-1"]:
+        """Loss of each predicted token in nats, any length, logits never held whole; options as in `forward`."""
+        return self.forward(tokens, return_type="loss", loss_per_token=True, **options)
+
+    def attention_spec(self, layer: int) -> AttentionSpec:
+        """How a layer turns q and k into a pattern, its learned sinks included."""
+        return cast(Block, self.blocks[layer]).attn.spec
+
+    def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
+        """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
+        full = [name for name in names if self.registry.infos[name].fires == "full mode"]
+        if not full or not model_args:
+            return
+        batch, n = self._check_tokens(model_args[0]).shape
+        # One live copy in the pass beside those kept; scores and pattern of a layer both exist while it runs.
+        need = (len(full) + 2) * batch * self.cfg.n_heads * n * n * self.dtype.itemsize
+        free = (
+            psutil.virtual_memory().available if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
+        )
+        if need > free:
+            raise MaterializationError(
+                f"caching {len(full)} tensors of scores and patterns at {n} tokens takes {need / 2**30:.1f} GiB and "
+                f"{free / 2**30:.1f} GiB are free; leave them out with "
+                "names_filter=lambda name: not name.endswith(('attn_scores', 'pattern')), or hook "
+                "hook_pattern_rows, which passes one block of rows at a time"
+            )
+
+
+def _inherited_rope(cfg: HookedTransformerConfig, new: Any) -> Any:
+    """A rope setting whose unset fields come from the model's own; by layer type where the model's types differ."""
+    own = cfg.rope
+    if new is None:
+        return None
+    if isinstance(own, Mapping):
+        if not isinstance(new, Mapping) or not set(new) <= set(own):
+            raise ConfigError(
+                f"this model's layer types rotate differently: give rope as a mapping with any of the keys "
+                f"{', '.join(map(repr, own))}; types left out keep their own schedule"
+            )
+        fresh = {t: rope and rope.inherit(own[t] or RopeConfig(), n_ctx=cfg.n_ctx) for t, rope in new.items()}
+        return {**own, **fresh}
+    if isinstance(new, Mapping):
+        return {t: rope and rope.inherit(own or RopeConfig(), n_ctx=cfg.n_ctx) for t, rope in new.items()}
+    return new.inherit(own or RopeConfig(), n_ctx=cfg.n_ctx)

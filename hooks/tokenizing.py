@@ -1,0 +1,72 @@
+"""Text to token ids and back, by the tokenizer's own rules."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hooks.errors import InputError, TokenizerError
+
+
+class TokenizingMixin:
+    """`to_tokens`, `to_string` and `to_str_tokens` for a model that has a ``tokenizer`` (transformers' kind)."""
+
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return torch.device("cpu")
+
+    def _require_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                "this model has no tokenizer, so it takes token ids; set model.tokenizer, or pass a tensor"
+            )
+        return self.tokenizer
+
+    def to_tokens(self, text: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
+        """Token ids of `text`.
+
+        Args:
+            text: one text, or several that come out equally long.
+            prepend_bos: None follows the tokenizer's own rule (Gemma adds ``<bos>``, SmolLM2 does not).
+
+        Raises:
+            TokenizerError: the model has no tokenizer, or texts of different lengths.
+        """
+        tokenizer = self._require_tokenizer()
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [tokenizer(t, add_special_tokens=prepend_bos is None)["input_ids"] for t in texts]
+        if prepend_bos:
+            if tokenizer.bos_token_id is None:
+                raise TokenizerError("prepend_bos=True, but the tokenizer has no BOS token; leave prepend_bos out")
+            rows = [[tokenizer.bos_token_id, *row] for row in rows]
+        if len({len(row) for row in rows}) > 1:
+            raise TokenizerError(
+                f"the texts have {sorted({len(row) for row in rows})} tokens; pass texts of one length, "
+                "or pad them and give attention_mask"
+            )
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+    def to_string(self, tokens: Int[Tensor, "*batch pos"] | Iterable[int] | int) -> str | list[str]:
+        """The text of token ids: a string, or a list of strings for a batch."""
+        tokenizer = self._require_tokenizer()
+        ids = torch.as_tensor(tokens)
+        if ids.ndim > 1:
+            return [str(self.to_string(row)) for row in ids]
+        return tokenizer.decode(ids.reshape(-1).tolist(), clean_up_tokenization_spaces=False)
+
+    def to_str_tokens(
+        self, tokens: str | Int[Tensor, " pos"] | Int[Tensor, "1 pos"] | Iterable[int], prepend_bos: bool | None = None
+    ) -> list[str]:
+        """Each token as its own string (bytes that are no whole character show as the replacement character)."""
+        tokenizer = self._require_tokenizer()
+        ids = self.to_tokens(tokens, prepend_bos) if isinstance(tokens, str) else torch.as_tensor(tokens)
+        if ids.ndim == 2 and ids.shape[0] == 1:
+            ids = ids[0]
+        if ids.ndim > 1:
+            raise InputError(f"to_str_tokens takes one sequence, not a batch of shape {tuple(ids.shape)}")
+        return tokenizer.batch_decode(ids.reshape(-1, 1).tolist(), clean_up_tokenization_spaces=False)

@@ -1,0 +1,116 @@
+"""Give a model its weights: every tensor of a checkpoint used exactly once, of the right shape, and finite."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hooks.errors import WeightError
+from hooks.family import Family, Part
+from hooks.model import HookedTransformer
+
+_LAYER = re.compile(r"^blocks\.(\d+)\.")
+_SHOWN = 4
+
+
+def adopt_weights(
+    model: HookedTransformer, family: Family, tensors: Mapping[str, Tensor], where: str, *, check_finite: bool = True
+) -> None:
+    """Make `tensors` the parameters of `model`, sharing their memory where dtype and device already agree.
+
+    Args:
+        model: built on the meta device.
+        family: how the checkpoint names its tensors.
+        tensors: the checkpoint under its own names.
+        where: what to call the checkpoint in errors.
+        check_finite: look for NaN and inf, which reads every byte.
+
+    Raises:
+        WeightError: a tensor is missing, left over, of the wrong shape, not floating point, or not finite.
+    """
+    prefix = _prefix(family, tensors)
+    dtype, device = model.cfg.dtype, model.cfg.device
+    used: set[str] = set()
+    missing: list[str] = []
+    adopted: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name.startswith("rotary."):
+            continue  # learnable frequencies start from the schedule; no checkpoint has them
+        if name == "unembed.weight" and model.cfg.tie_word_embeddings:
+            used |= _tied(family, tensors, prefix, where)
+            adopted[name] = adopted["embed.weight"]
+            continue
+        source = _source(family, name)
+        theirs = (source.name if isinstance(source, Part) else source).format(p=prefix, i=_layer(name))
+        if theirs not in tensors:
+            missing.append(theirs)
+            continue
+        used.add(theirs)
+        tensor = source.take(tensors[theirs], model.cfg) if isinstance(source, Part) else tensors[theirs]
+        _check(theirs, tensor, parameter, where, check_finite)
+        adopted[name] = nn.Parameter(tensor.detach().to(device=device, dtype=dtype))
+    if missing:
+        raise WeightError(f"{where} lacks {_some(missing)}; it is not a whole {family.model_type} checkpoint")
+    extra = [t for t in tensors if t not in used and not t.startswith(family.ignored_weights)]
+    if extra:
+        raise WeightError(
+            f"{where} has weights with no place in the model that its config describes: {_some(sorted(extra))}"
+        )
+    model.adopt_parameters(adopted)
+
+
+def _prefix(family: Family, tensors: Mapping[str, Tensor]) -> str:
+    """What stands before the decoder's names in this checkpoint."""
+    embed = family.weights["embed.weight"]
+    name = embed.name if isinstance(embed, Part) else embed
+    return next((p for p in family.prefixes if name.format(p=p, i="") in tensors), family.prefixes[0])
+
+
+def _source(family: Family, name: str) -> str | Part:
+    """The row's entry for one of our parameters."""
+    template = _LAYER.sub("blocks.{i}.", name)
+    if template not in family.weights:
+        raise WeightError(f"the row of {family.model_type} has no name for {template}")
+    return family.weights[template]
+
+
+def _layer(name: str) -> str:
+    """The layer index in one of our names, or nothing."""
+    match = _LAYER.match(name)
+    return match[1] if match else ""
+
+
+def _tied(family: Family, tensors: Mapping[str, Tensor], prefix: str, where: str) -> set[str]:
+    """A tied checkpoint may repeat its embedding as the unembedding, but only the same values."""
+    head, embed = (str(family.weights[n]).format(p=prefix, i="") for n in ("unembed.weight", "embed.weight"))
+    if head not in tensors or embed not in tensors:
+        return set()
+    ours, theirs = tensors[embed], tensors[head]
+    if ours.data_ptr() != theirs.data_ptr() and not torch.equal(ours, theirs):
+        raise WeightError(
+            f"{where} ties its embeddings, but {head} differs from {embed}; set tie_word_embeddings=false"
+        )
+    return {head}
+
+
+def _check(name: str, tensor: Tensor, parameter: Tensor, where: str, check_finite: bool) -> None:
+    """Raise unless a tensor can be this parameter."""
+    if tensor.shape != parameter.shape:
+        raise WeightError(
+            f"{name} in {where} has shape {tuple(tensor.shape)}, but the config makes it {tuple(parameter.shape)}"
+        )
+    if not tensor.is_floating_point() or tensor.is_meta:
+        state = "on the meta device" if tensor.is_meta else f"of type {tensor.dtype}"
+        raise WeightError(f"{name} in {where} is {state}; load the model unquantised and onto a real device")
+    if not check_finite:
+        return
+    # A sum is finite only if every term is, and reads the tensor once without a temporary as large as itself.
+    if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise WeightError(f"{name} in {where} has {bad} values that are NaN or infinite; the checkpoint is damaged")
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,34 @@
+"""Layers side by side: Datasets of single layers become one Dataset with a leading layer dimension."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+
+def stack_layers(datasets: Mapping[int, xr.Dataset]) -> xr.Dataset:
+    """Align the layers' Datasets on their outer coordinates and stack them.
+
+    Where a layer lacks a coordinate (a distance beyond its window, say), floats become NaN, counts 0 and
+    other whole numbers −1, so that whole numbers stay whole.
+    """
+    first = next(iter(datasets.values()))
+    fill = {name: _missing(str(name), variable.dtype) for name, variable in first.variables.items()}
+    stacked = xr.concat(
+        list(datasets.values()),
+        dim=xr.IndexVariable("layer", np.asarray(list(datasets), dtype=np.int64), {"description": "layer index"}),
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        join="outer",
+        fill_value=fill,
+        combine_attrs="override",
+    )
+    return stacked
+
+
+def _missing(name: str, dtype: np.dtype) -> object:
+    """What stands for 'this layer has no such cell'."""
+    if not np.issubdtype(dtype, np.integer):
+        return np.nan
+    return 0 if name.endswith("count") else -1

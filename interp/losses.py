@@ -1,0 +1,48 @@
+"""Loss by position: how well the model predicts the next token as it has more and more to look back on."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from interp.captures import Capture
+
+
+def loss_by_position(cap: "Capture", bins: int = 32) -> xr.Dataset:
+    """Mean loss of the predicted tokens in equal stretches of positions.
+
+    Returns:
+        loss_mean [nats], loss_stderr [nats] and count over position_bin, with coordinates first_position and
+        last_position of the predicted tokens; loss [nats] and running_mean [nats] over position.
+    """
+    loss = cap.loss.numpy().astype(np.float64)
+    position = cap.positions.numpy()[1:]
+    starts = np.unique(np.linspace(0, len(loss), min(bins, len(loss)) + 1).astype(int))[:-1]
+    count = np.diff(np.append(starts, len(loss)))
+    mean = np.add.reduceat(loss, starts) / count
+    variance = np.add.reduceat((loss - np.repeat(mean, count)) ** 2, starts) / np.maximum(count - 1, 1)
+    attrs = {"units": "nats", "formula": "−ln p(token)"}
+    binned = "position_bin"
+    return xr.Dataset(
+        {
+            "loss": ("position", loss, {**attrs, "description": "loss of the token at this position"}),
+            "running_mean": (
+                "position",
+                np.cumsum(loss) / np.arange(1, len(loss) + 1),
+                {**attrs, "description": "mean loss of all tokens up to this position"},
+            ),
+            "loss_mean": (binned, mean, {**attrs, "description": "mean loss in this stretch of positions"}),
+            "loss_stderr": (
+                binned,
+                np.sqrt(variance / count),
+                {**attrs, "description": "standard error of that mean, tokens taken as independent"},
+            ),
+            "count": (binned, count, {"units": "token", "description": "predicted tokens in this stretch"}),
+        },
+        coords={
+            "position": position,
+            "first_position": (binned, position[starts], {"units": "token"}),
+            "last_position": (binned, position[starts + count - 1], {"units": "token"}),
+        },
+    )

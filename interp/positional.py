@@ -1,0 +1,141 @@
+"""Positional bias: what the distance between query and key alone does to scores and attention."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from interp.captures import Capture
+
+
+def positional_bias(cap: "Capture") -> xr.Dataset:
+    """Scores and attention of each head against the distance Δ = query position − key position.
+
+    attention_mean(Δ) = Σ p / count, attention_share(Δ) = Σ p / Σ over all Δ, over the visible pairs at distance Δ.
+
+    Returns:
+        Dataset over (layer, head, distance): attention_mean, attention_share, score_mean, score_std, score_min,
+        score_max; count over (layer, distance); positional_r2 over (layer, head); window over (layer), 0 for none.
+    """
+    stats = cap.statistics()
+    count = stats["count"]
+    seen = count > 0
+    per_pair = stats["attention"] / count.where(seen)
+    total = stats["attention"].sum("distance")
+    out = xr.Dataset(
+        {
+            "attention_mean": _described(per_pair, "1", "mean attention of a pair at this distance", "Σ p / count"),
+            "attention_share": _described(
+                (stats["attention"] / total).where(seen),
+                "1",
+                "share of all the head's attention that goes to this distance",
+                "Σ p at Δ / Σ p",
+            ),
+            "score_mean": stats["score_mean"],
+            "score_std": _described(
+                np.sqrt(stats["score_m2"] / count.where(seen)),
+                "score",
+                "standard deviation of the score between pairs at this distance",
+                "sqrt(score_m2 / count)",
+            ),
+            "score_min": stats["score_min"],
+            "score_max": stats["score_max"],
+            "count": count,
+            "positional_r2": stats["positional_r2"],
+        }
+    )
+    out["window"] = _described(
+        xr.DataArray([cap.spec(layer).window or 0 for layer in cap.layers], dims="layer"),
+        "token",
+        "keys that a query of this layer can see, itself included; 0 means all before it",
+        "0 ≤ Δ < window",
+    )
+    return out.transpose("layer", "head", "distance", ...)
+
+
+def bin_distances(bias: xr.Dataset, per_octave: int = 4) -> xr.Dataset:
+    """Merge distances into bins of equal width on a log axis; exact, because sums and counts add.
+
+    Distances below 2^(1 + log2 per_octave) keep bins of their own.
+
+    Args:
+        bias: a `positional_bias` Dataset.
+        per_octave: bins per doubling of the distance.
+
+    Returns:
+        attention_mean, attention_share, score_mean, score_min, score_max over (layer, head, distance_bin), count over
+        (layer, distance_bin), with coordinates first_distance and last_distance of each bin.
+    """
+    distance = bias["distance"].values
+    starts = _bin_starts(distance, per_octave)
+    last = np.append(starts[1:], len(distance)) - 1
+    count = bias["count"].transpose("layer", "distance").values
+    weight = count[:, None, :]
+    n = _sums(count, starts)
+
+    def values(name: str) -> np.ndarray:
+        return np.nan_to_num(bias[name].transpose("layer", "head", "distance").values.astype(np.float64))
+
+    def mean(name: str) -> np.ndarray:
+        return _ratio(_sums(values(name) * weight, starts), n[:, None, :])
+
+    def extreme(name: str, merge: np.ufunc, neutral: float) -> np.ndarray:
+        filled = np.where(weight > 0, values(name), neutral)
+        return np.where(n[:, None, :] > 0, merge.reduceat(filled, starts, axis=-1), np.nan)
+
+    share = np.where(n[:, None, :] > 0, _sums(values("attention_share"), starts), np.nan)
+    dims = ("layer", "head", "distance_bin")
+    merged = {
+        "attention_mean": mean("attention_mean"),
+        "attention_share": share,
+        "score_mean": mean("score_mean"),
+        "score_min": extreme("score_min", np.minimum, np.inf),
+        "score_max": extreme("score_max", np.maximum, -np.inf),
+    }
+    return xr.Dataset(
+        {name: (dims, array, bias[name].attrs) for name, array in merged.items()}
+        | {"count": (("layer", "distance_bin"), n, bias["count"].attrs), "window": bias["window"]},
+        coords={
+            "layer": bias["layer"],
+            "head": bias["head"],
+            "first_distance": ("distance_bin", distance[starts], {"units": "token"}),
+            "last_distance": ("distance_bin", distance[last], {"units": "token"}),
+        },
+    )
+
+
+def typical_distance(bias: xr.Dataset, share: float = 0.5) -> xr.DataArray:
+    """The distance within which a head spends this share of its attention, over (layer, head), in tokens."""
+    mass = bias["attention_share"].fillna(0).cumsum("distance")
+    index = (mass < share * (1 - 1e-9)).sum("distance").clip(max=bias.sizes["distance"] - 1)
+    distance = bias["distance"].values[index.values]
+    return _described(
+        xr.DataArray(distance, coords={"layer": bias["layer"], "head": bias["head"]}, dims=("layer", "head")),
+        "token",
+        f"distance within which the head spends {share:.0%} of its attention",
+        f"smallest Δ with Σ over distances up to Δ of attention_share ≥ {share:g}",
+    )
+
+
+def _bin_starts(distance: np.ndarray, per_octave: int) -> np.ndarray:
+    """Indices at which a new bin begins."""
+    top = max(int(distance[-1]), 1)
+    grid = 2.0 ** (np.arange(0, per_octave * (np.log2(top) + 1) + 1) / per_octave)
+    edges = np.unique(np.concatenate([[0.0], np.ceil(grid)]))
+    return np.unique(np.searchsorted(distance, edges[edges <= distance[-1]]))
+
+
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums over the bins along the last axis."""
+    return np.add.reduceat(values, starts, axis=-1)
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Total / count, NaN where nothing was counted."""
+    return np.divide(total, count, out=np.full(np.broadcast(total, count).shape, np.nan), where=count > 0)
+
+
+def _described(array: xr.DataArray, units: str, description: str, formula: str) -> xr.DataArray:
+    """The array with the attributes that every variable carries."""
+    return array.assign_attrs(units=units, description=description, formula=formula)

@@ -1,0 +1,90 @@
+"""Where a result came from: model, text, settings, cited constants and versions, as plain strings."""
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.texts import Text
+
+if TYPE_CHECKING:
+    from hooks import HookedTransformer, HookedTransformerConfig
+
+_PACKAGES = ("ropescope", "torch", "transformers", "transformer_lens")
+
+
+def describe(
+    model: "HookedTransformer",
+    text: Text | None,
+    what: str,
+    tokens: Int[Tensor, " pos"],
+    str_tokens: list[str],
+    settings: dict[str, str],
+) -> dict[str, dict[str, str]]:
+    """Sections of the provenance, each a table of plain strings."""
+    ids = tokens.cpu().numpy().astype("<i8").tobytes()
+    text_section = {
+        "read": what,
+        "tokens": f"{len(tokens):,}",
+        "token 0": f"{str_tokens[0]!r} (id {int(tokens[0])})",
+        "SHA-256 of the token ids": hashlib.sha256(ids).hexdigest(),
+    }
+    if text is not None:
+        text_section["SHA-256 of the text"] = text.sha256
+    return {
+        "model": _model_section(model.cfg),
+        "text": text_section,
+        "settings": {
+            **settings,
+            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "threads": str(torch.get_num_threads()),
+        },
+        "constants and sources": {str(key): str(value) for key, value in model.cfg.provenance.items()},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a number depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _model_section(cfg: "HookedTransformerConfig") -> dict[str, str]:
+    """The settings of a model that decide what its attention does."""
+    full = [layer for layer in range(cfg.n_layers) if cfg.window(layer) is None]
+    windows = sorted({cfg.window(layer) for layer in range(cfg.n_layers)} - {None})
+    section = {
+        "name": str(cfg.model_name),
+        "size": f"{cfg.n_layers} layers, {cfg.n_heads} heads, {cfg.n_kv_heads} kv heads, d_head {cfg.d_head}",
+        "layers": f"{len(full)} full, {cfg.n_layers - len(full)} sliding"
+        + (f" (window {', '.join(map(str, windows))})" if windows else ""),
+        "score scale": f"{cfg.scale:.6g}",
+        "trained length": f"{cfg.n_ctx:,} tokens",
+        "QK-norm": str(cfg.qk_norm) if cfg.qk_norm is not None else "none",
+    }
+    ropes = {cfg.layer_type(layer): cfg.rope_for(layer) for layer in range(cfg.n_layers)}
+    for layer_type, rope in ropes.items():
+        section[f"RoPE, {layer_type}"] = _only_set(rope)
+    if cfg.clip_qkv is not None:
+        section["clip_qkv"] = f"{cfg.clip_qkv:g} ({cfg.clip_position})"
+    if cfg.softcap is not None:
+        section["soft-cap"] = f"{cfg.softcap:g}"
+    return section
+
+
+def _only_set(rope: object) -> str:
+    """A RopeConfig by the fields that are set."""
+    if rope is None:
+        return "no rotation"
+    values = rope.to_dict()  # pyright: ignore[reportAttributeAccessIssue]
+    return ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and v is not False)
