@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -14,6 +15,7 @@ from hooks.config import HookedTransformerConfig
 from hooks.names import STEP_OUTPUT, attention_steps
 from hooks.qk_norm import QKNorm
 from hooks.rope import rotate
+from hooks.weight_views import AttentionWeights
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class AttentionContext:
     key_mask: Bool[Tensor, "batch pos"] | None = None
 
 
-class Attention(nn.Module):
+class Attention(AttentionWeights, nn.Module):
     """Grouped-query attention of one layer; its hook points are the registry's (`hooks.names`).
 
     Args:
@@ -71,7 +73,8 @@ class Attention(nn.Module):
     def _add_hook_points(self) -> None:
         """One point per tensor that this layer really has."""
         self.steps = {t: attention_steps(self.cfg, self.layer, t) for t in ("q", "k", "v")}
-        names = [f"hook_{t}" for t in self.steps]
+        names = [f"hook_{t}_input" for t in self.steps]
+        names += [f"hook_{t}" for t in self.steps]
         names += [STEP_OUTPUT[step].format(t) for t, steps in self.steps.items() for step in steps]
         names += ["hook_attn_scores", "hook_pattern", "hook_attn_scores_rows", "hook_pattern_rows"]
         for name in [*names, "hook_z", "hook_result", "hook_out"]:
@@ -82,32 +85,27 @@ class Attention(nn.Module):
         """How this layer turns q and k into a pattern, its learned sinks included."""
         return replace(self.cfg.attention_spec(self.layer), sinks=self.sinks)
 
-    @property
-    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:  # noqa: N802
-        """Query weights in TransformerLens' layout, a view of the projection."""
-        return rearrange(self.q_proj.weight, "(head d_head) d_model -> head d_model d_head", d_head=self.cfg.d_head)
-
-    @property
-    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:  # noqa: N802
-        """Key weights in TransformerLens' layout, kv heads not expanded."""
-        return rearrange(self.k_proj.weight, "(head d_head) d_model -> head d_model d_head", d_head=self.cfg.d_head)
-
-    @property
-    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:  # noqa: N802
-        """Value weights in TransformerLens' layout, kv heads not expanded."""
-        return rearrange(self.v_proj.weight, "(head d_head) d_model -> head d_model d_head", d_head=self.cfg.d_head)
-
-    @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
-        """Output weights in TransformerLens' layout."""
-        return rearrange(self.o_proj.weight, "d_model (head d_head) -> head d_head d_model", d_head=self.cfg.d_head)
-
     def forward(
-        self, x: Float[Tensor, "batch pos d_model"], context: AttentionContext
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        context: AttentionContext,
+        split_inputs: Mapping[str, Float[Tensor, "batch pos head d_model"]] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """Attention output before any post-norm."""
-        q, k, v = (self._prepare(tensor, x, context) for tensor in ("q", "k", "v"))
-        z = self.hook_z(self._attend(q, k, v, context))
+        """Attention output before any post-norm.
+
+        Args:
+            x: what q, k and v are projected from.
+            context: positions, rotations and padding.
+            split_inputs: for "q", "k" or "v", an input of its own for each head, in place of x.
+        """
+        inputs = {"q": x, "k": x, "v": x, **(split_inputs or {})}
+        q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
+        where = {
+            "key_mask": context.key_mask,
+            "query_positions": context.positions,
+            "key_positions": context.positions,
+        }
+        z = self.hook_z(attend_hooked(self, q, k, v, self.spec, **where))
         if self.hook_result.has_hooks():
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
             out = self.hook_result(per_head).sum(2)
@@ -119,8 +117,7 @@ class Attention(nn.Module):
 
     def _prepare(self, tensor: str, x: Tensor, context: AttentionContext) -> Float[Tensor, "batch pos head d_head"]:
         """Project x to q, k or v and take it through its steps, past one hook point after each."""
-        heads = rearrange(getattr(self, f"{tensor}_proj")(x), "b p (h d) -> b p h d", d=self.cfg.d_head)
-        heads = getattr(self, f"hook_{tensor}")(heads)
+        heads = getattr(self, f"hook_{tensor}")(self._project(tensor, x))
         for step in self.steps[tensor]:
             if step == "clip":
                 limit = self.cfg.clip_qkv
@@ -132,39 +129,42 @@ class Attention(nn.Module):
             heads = getattr(self, STEP_OUTPUT[step].format(tensor))(heads)
         return heads
 
+    def _project(self, tensor: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+        """q, k or v of a shared input, or of one input per head."""
+        if x.ndim == 3:
+            return rearrange(getattr(self, f"{tensor}_proj")(x), "b p (h d) -> b p h d", d=self.cfg.d_head)
+        weight, bias = getattr(self, f"W_{tensor.upper()}"), getattr(self, f"b_{tensor.upper()}")
+        return torch.einsum("bphm,hmd->bphd", x, weight) + bias
+
     def _rotate(self, heads: Tensor, context: AttentionContext) -> Tensor:
         """Apply this layer type's rotation."""
         cos, sin = context.rotations[self.layer_type]
         interleaved = self.rope is not None and bool(self.rope.interleaved)
         return rotate(heads, cos, sin, interleaved=interleaved, in_float32=self.cfg.rope_in_float32)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
-        """Fused when nobody watches, rows or full when their points are hooked."""
-        options = {
-            "key_mask": context.key_mask,
-            "query_positions": context.positions,
-            "key_positions": context.positions,
-        }
-        if self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks():
-            return attend_full(
-                q, k, v, self.spec, on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern, **options
-            )
-        if not (self.hook_attn_scores_rows.has_hooks() or self.hook_pattern_rows.has_hooks()):
-            return attend_fused(q, k, v, self.spec, **options)
 
-        def at(point: HookPoint):
-            def call(block: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-                point.ctx |= {"query_positions": query_positions, "key_positions": key_positions}
-                return point(block)
+def attend_hooked(points: nn.Module, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any) -> Tensor:
+    """Attend past the score and pattern points of a module: fused when nobody watches, rows or full when hooked.
 
-            return call if point.has_hooks() else None
+    Args:
+        points: has ``hook_attn_scores``, ``hook_pattern`` and their ``_rows`` twins.
+        q: queries as they enter the score, [batch pos head d_head].
+        k: keys, one per kv head.
+        v: values, one per kv head.
+        spec: how scores become a pattern.
+        **where: ``query_start``, ``key_mask`` and positions, as `hooks.attend` takes them.
+    """
+    if points.hook_attn_scores.has_hooks() or points.hook_pattern.has_hooks():
+        return attend_full(q, k, v, spec, on_scores=points.hook_attn_scores, on_pattern=points.hook_pattern, **where)
+    if not (points.hook_attn_scores_rows.has_hooks() or points.hook_pattern_rows.has_hooks()):
+        return attend_fused(q, k, v, spec, **where)
 
-        return attend_rows(
-            q,
-            k,
-            v,
-            self.spec,
-            on_scores=at(self.hook_attn_scores_rows),
-            on_pattern=at(self.hook_pattern_rows),
-            **options,
-        )
+    def at(point: HookPoint):
+        def call(block: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+            point.ctx |= {"query_positions": query_positions, "key_positions": key_positions}
+            return point(block)
+
+        return call if point.has_hooks() else None
+
+    on_scores, on_pattern = at(points.hook_attn_scores_rows), at(points.hook_pattern_rows)
+    return attend_rows(q, k, v, spec, on_scores=on_scores, on_pattern=on_pattern, **where)

@@ -9,9 +9,10 @@ from transformers.activations import ACT2FN
 from hooks.attention import Attention, AttentionContext
 from hooks.config import HookedTransformerConfig
 from hooks.norms import Norm
+from hooks.weight_views import MLPWeights
 
 
-class MLP(nn.Module):
+class MLP(MLPWeights, nn.Module):
     """W_down(act(W_gate x) ⊙ W_up x), or W_down act(W_up x) without a gate."""
 
     def __init__(self, cfg: HookedTransformerConfig, device: torch.device | str | None = None):
@@ -41,6 +42,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP around the residual stream, with norms before, after or on both sides of each."""
 
+    hook_out_is_single_residual_stream = True  # which TransformerLens' logit lens asks for
     hook_resid_mid: HookPoint | None
     hook_mlp_out: HookPoint
 
@@ -71,7 +73,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after this block."""
         resid = self.hook_resid_pre(resid)
-        attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.ln1(resid), context)))
+        attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.ln1(resid), context, self._split_inputs(resid))))
         if self.mlp is None:
             return self.hook_resid_post(resid + attn_out)
         mlp_in = resid if self.hook_resid_mid is None else self.hook_resid_mid(resid + attn_out)
@@ -79,3 +81,23 @@ class Block(nn.Module):
         if self.parallel:
             return self.hook_resid_post(resid + attn_out + mlp_out)
         return self.hook_resid_post(mlp_in + mlp_out)
+
+    def _split_inputs(self, resid: Float[Tensor, "batch pos d_model"]) -> dict[str, Tensor]:
+        """ln1 of a copy of the stream per head, for those of q, k and v whose ``hook_{q,k,v}_input`` is watched."""
+        cfg, split = self.attn.cfg, {}
+        for tensor, heads in (("q", cfg.n_heads), ("k", cfg.n_kv_heads), ("v", cfg.n_kv_heads)):
+            point = getattr(self.attn, f"hook_{tensor}_input")
+            if point.has_hooks():
+                copies = point(resid.unsqueeze(2).repeat(1, 1, heads, 1))
+                split[tensor] = self.ln1(copies, hooked=False) if isinstance(self.ln1, Norm) else copies
+        return split
+
+    @property
+    def submodules(self) -> dict[str, nn.Module]:
+        """The block's parts, where TransformerLens' tools look for them."""
+        return dict(self.named_children())
+
+    @property
+    def hook_aliases(self) -> dict[str, str]:
+        """Which module's output ``hook_attn_out`` is: TransformerLens refuses to patch heads through a post-norm."""
+        return {"hook_attn_out": "ln1_post.hook_out" if isinstance(self.ln1_post, Norm) else "attn.hook_out"}

@@ -1,19 +1,19 @@
 """TransformerLens' ActivationCache with the registry's names: aliases, shorthand, and errors that say what is there."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformer_lens.ActivationCache import ActivationCache as LensActivationCache
 
+from hooks.decomposition import DecomposableCache
 from hooks.errors import HookNameError
 
 if TYPE_CHECKING:
     from hooks.hooking import NamedHooksModule
 
 
-class ActivationCache(LensActivationCache):
+class ActivationCache(DecomposableCache):
     """Cached activations by canonical name, alias (``"hook_q_pre_rope", 3``) or TransformerLens shorthand."""
 
     def __init__(self, cache_dict: Mapping[str, Tensor], model: "NamedHooksModule", has_batch_dim: bool = True):
@@ -37,6 +37,11 @@ class ActivationCache(LensActivationCache):
                 f"activations, the first {', '.join(list(self.cache_dict)[:4]) or 'none'}"
             )
         return self.cache_dict[canonical]
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
+        """A cache of some rows of the batch; an int drops the batch axis."""
+        kept = super().apply_slice_to_batch_dim(batch_slice)
+        return ActivationCache(kept.cache_dict, self.model, kept.has_batch_dim)
 
     def __contains__(self, key: object) -> bool:
         """Whether a name, alias or shorthand is cached."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 import torch
 from transformer_lens.config import TransformerBridgeConfig, TransformerLensConfig
 
-from hooks.config_rules import LAYER_TYPES, check_settings
+from hooks.config_rules import LAYER_TYPES, check_each, check_together
 from hooks.errors import ConfigError, NarrowRotaryWarning
 from hooks.flags import FLAGS, apply_flags, check_flags, read_flags
 from hooks.qk_norm_config import QKNormConfig
@@ -150,6 +150,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
                 _unknown(name)
         settings = {**_DEFAULTS, **given}
         settings["block_norms"] = settings["block_norms"] or "pre"
+        check_each(settings)
         apply_flags(settings, flags, fixed)
         _normalise(settings)
         object.__setattr__(self, "_ready", False)
@@ -160,7 +161,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         # The parent resolves some of its own (n_heads, d_mlp, device, initializer_range).
         settings |= {name: self.__dict__[name] for name in _PARENT}
         settings["initializer_range"] = float(settings["initializer_range"])
-        check_settings(settings, _DEFAULTS)
+        check_together(settings, _DEFAULTS)
         check_flags(flags, settings)
         self.__dict__.update(settings | read_flags(settings))
         object.__setattr__(self, "_ready", True)
@@ -173,7 +174,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
                 warnings.warn(
                     f"rotary_dim={width} is under {_NARROW}: it works, with {width // 2} angles to tell positions by",
                     NarrowRotaryWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
 
     def _ropes(self) -> list[RopeConfig]:

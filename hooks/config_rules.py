@@ -72,34 +72,23 @@ _NOT_BUILT = (
 )
 
 
-def check_settings(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Raise for the first rule that the settings break.
+def check_each(settings: Mapping[str, Any]) -> None:
+    """Raise for the first setting that is wrong whatever the others are.
 
     Args:
-        settings: Every setting in its stored form.
-        defaults: Their defaults.
+        settings: Every setting as given; n_heads=-1 stands for d_model / d_head.
 
     Raises:
         ConfigError: Naming the setting, its value and what is allowed.
     """
-    _check_alone(settings)
-    for name in _NOT_BUILT:
-        if settings[name] != defaults[name]:
-            raise ConfigError(f"{name}={settings[name]!r} is not implemented by HookedTransformer; leave it out")
-    _check_heads(settings)
-    _check_layers(settings)
-    _check_rope(settings)
-    _check_norms(settings)
-
-
-def _check_alone(settings: Mapping[str, Any]) -> None:
-    """Rules on one setting each."""
     for name, allowed in _CHOICES.items():
         if settings[name] not in allowed:
             raise ConfigError(f"{name}={settings[name]!r} must be one of {', '.join(allowed)}")
     for name in _AT_LEAST_ONE:
         value = settings[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is None or (name == "n_heads" and value == -1):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
     for name in _ABOVE_ZERO:
         if settings[name] is not None and not _is_positive(settings[name]):
@@ -115,6 +104,25 @@ def _check_alone(settings: Mapping[str, Any]) -> None:
 def _is_positive(value: Any) -> bool:
     """Whether a value is a finite number above 0."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def check_together(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise for the first rule between settings that they break.
+
+    Args:
+        settings: Every setting in its stored form.
+        defaults: Their defaults.
+
+    Raises:
+        ConfigError: Naming the settings, their values and what is allowed.
+    """
+    for name in _NOT_BUILT:
+        if settings[name] != defaults[name]:
+            raise ConfigError(f"{name}={settings[name]!r} is not implemented by HookedTransformer; leave it out")
+    _check_heads(settings)
+    _check_layers(settings)
+    _check_rope(settings)
+    _check_norms(settings)
 
 
 def _check_heads(settings: Mapping[str, Any]) -> None:

@@ -51,3 +51,7 @@ class OutputError(RopescopeError, OSError):
 
 class NarrowRotaryWarning(UserWarning):
     """Fewer than 32 rotated features per head: it works, and tends to model worse (x-transformers)."""
+
+
+class AttachError(RopescopeError, RuntimeError):
+    """A transformers model that cannot be attached, or something of it that attaching does not reach."""

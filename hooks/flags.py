@@ -50,7 +50,7 @@ def apply_flags(settings: Settings, flags: Mapping[str, Any], fixed: set[str]) -
         fixed: Nested settings that were given themselves; flags are only checked against those.
 
     Raises:
-        ConfigError: A rotary flag for a model whose rope differs by layer type.
+        ConfigError: A flag's value is wrong, or a rotary flag is set where rope differs by layer type.
     """
     writers = {
         "rope": _write_rope,
@@ -62,7 +62,11 @@ def apply_flags(settings: Settings, flags: Mapping[str, Any], fixed: set[str]) -
     for home, write in writers.items():
         given = {name: flags[name] for name in sorted(_HOMES[home] & flags.keys())}
         if given and home not in fixed:
-            write(settings, given)
+            try:
+                write(settings, given)
+            except ConfigError as error:
+                said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+                raise ConfigError(f"{said}: {error}") from error
 
 
 def check_flags(flags: Mapping[str, Any], settings: Settings) -> None:
@@ -135,8 +139,7 @@ def _write_rope(settings: Settings, flags: Settings) -> None:
     rope = settings["rope"]
     if isinstance(rope, Mapping):
         raise ConfigError(
-            f"{', '.join(flags)} cannot be set: rope differs by layer type ({', '.join(rope)}); "
-            "replace rope with a mapping instead"
+            f"read-only, because rope differs by layer type ({', '.join(rope)}); assign a mapping to rope instead"
         )
     kind = flags.get("positional_embedding_type")
     if kind in ("none", "alibi"):

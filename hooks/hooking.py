@@ -83,7 +83,7 @@ class NamedHooksModule(HookedRootModule):
         """
         infos = self.registry.infos
         if names_filter is None:
-            return [name for name, info in infos.items() if info.fires != "rows mode"]
+            return [name for name, info in infos.items() if info.fires not in ("rows mode", "on request")]
         selectors = [names_filter] if isinstance(names_filter, str) or callable(names_filter) else list(names_filter)
         chosen: set[str] = set()
         for selector in selectors:

@@ -18,6 +18,7 @@ from hooks.block import Block
 from hooks.config import HookedTransformerConfig, QKNormConfig, RopeConfig
 from hooks.errors import ConfigError, InputError, MaterializationError
 from hooks.hooking import NamedHooksModule
+from hooks.lens import LensMixin
 from hooks.names import HookRegistry
 from hooks.norms import Norm
 from hooks.rope import Rotary
@@ -31,7 +32,7 @@ class ContextLengthWarning(UserWarning):
     """Positions beyond the length that the model was trained on."""
 
 
-class HookedTransformer(TokenizingMixin, NamedHooksModule):
+class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
     """A decoder-only transformer whose QK-norm and RoPE can be read and edited before and after every step.
 
     Args:
@@ -229,21 +230,6 @@ class HookedTransformer(TokenizingMixin, NamedHooksModule):
             raise InputError(f"position_ids must be integers ≥ 0, not {positions.dtype} from {positions.min().item()}")
         return positions.expand(tokens.shape)
 
-    def _check_tokens(self, tokens: Tensor | str | list) -> Int[Tensor, "batch pos"]:
-        """Token ids as [batch pos] on the model's device; text goes through the tokenizer."""
-        if isinstance(tokens, str):
-            tokens = self.to_tokens(tokens)
-        ids = torch.as_tensor(tokens, device=self.device)
-        ids = ids[None] if ids.ndim == 1 else ids
-        if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-            raise InputError(f"tokens must be integer ids of shape [batch, pos], not {ids.dtype} {tuple(ids.shape)}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.cfg.d_vocab:
-            raise InputError(
-                f"token id {low if low < 0 else high} is outside this model's vocabulary of {self.cfg.d_vocab}"
-            )
-        return ids
-
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"] | str,
@@ -294,11 +280,7 @@ class HookedTransformer(TokenizingMixin, NamedHooksModule):
 
     def _logits(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Logits of the final norm's output."""
-        logits = self.unembed(normalized)
-        if self.cfg.logit_scale is not None:
-            logits = logits * self.cfg.logit_scale
-        cap = self.cfg.output_logits_soft_cap
-        return torch.tanh(logits / cap) * cap if cap > 0 else logits
+        return self.apply_output_logits_transform(self.unembed(normalized))
 
     def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a residual stream: final norm, unembedding, scale and soft-cap."""

@@ -7,7 +7,7 @@ against each other.
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,7 @@ from transformer_lens.utilities.components_utils import get_act_name
 from hooks.config import HookedTransformerConfig
 from hooks.errors import HookNameError
 
-Fires = Literal["once", "full mode", "rows mode"]
+Fires = Literal["once", "on request", "full mode", "rows mode"]
 NameSelector = str | Callable[[str], bool]
 
 ROWS_HOOKS = ("hook_attn_scores_rows", "hook_pattern_rows")
@@ -63,11 +63,15 @@ def attention_steps(cfg: HookedTransformerConfig, layer: int, tensor: Literal["q
     return tuple(steps)
 
 
-def _step_infos(cfg: HookedTransformerConfig, layer: int, prefix: str) -> list[HookInfo]:
-    """The points of q, k and v after the projection and after each step, with the aliases the order gives."""
+def step_infos(steps_of: Mapping[str, tuple[str, ...]], prefix: str) -> list[HookInfo]:
+    """The points of q, k and v after the projection and after each step, with the aliases the order gives.
+
+    Args:
+        steps_of: clip, norm and rope in the order in which "q", "k" and "v" go through them.
+        prefix: what the names start with, such as ``blocks.0.attn.``.
+    """
     infos = []
-    for tensor in ("q", "k", "v"):
-        steps = attention_steps(cfg, layer, tensor)
+    for tensor, steps in steps_of.items():
         points = [f"hook_{tensor}", *(STEP_OUTPUT[step].format(tensor) for step in steps)]
         aliases: list[list[str]] = [[] for _ in points]
         for number, step in enumerate(steps):
@@ -94,7 +98,16 @@ _STEP_TITLE = {"clip": "clipping to ±clip_qkv", "norm": "QK-norm", "rope": "the
 def _attention_infos(cfg: HookedTransformerConfig, layer: int) -> list[HookInfo]:
     """Every hook point inside one attention module."""
     prefix = f"blocks.{layer}.attn."
-    infos = _step_infos(cfg, layer, prefix)
+    infos = [
+        HookInfo(
+            f"{prefix}hook_{tensor}_input",
+            f"batch pos {'head' if tensor == 'q' else 'kv_head'} d_model",
+            f"each head's own copy of the residual stream that {tensor} is made from, before the norm",
+            "on request",
+        )
+        for tensor in ("q", "k", "v")
+    ]
+    infos += step_infos({tensor: attention_steps(cfg, layer, tensor) for tensor in ("q", "k", "v")}, prefix)
     if cfg.qk_norm is not None:
         full_width = cfg.qk_norm.scope == "full"
         for tensor, heads in (("q", "head"), ("k", "kv_head")):
@@ -105,11 +118,15 @@ def _attention_infos(cfg: HookedTransformerConfig, layer: int) -> list[HookInfo]
                     f"what QK-norm divides {tensor} by",
                 )
             )
+    return infos + attending_infos(prefix)
+
+
+def attending_infos(prefix: str) -> list[HookInfo]:
+    """The points from scores to the output of one attention module."""
     scores = "scores that enter softmax: scaled, soft-capped, masked with −inf"
     pattern = "attention pattern: softmax of the scores"
     axes = "batch head query key"
     return [
-        *infos,
         HookInfo(prefix + "hook_attn_scores", axes, scores, "full mode"),
         HookInfo(prefix + "hook_pattern", axes, pattern, "full mode"),
         HookInfo(prefix + "hook_attn_scores_rows", axes, f"a block of rows of the {scores}", "rows mode"),
@@ -189,9 +206,9 @@ def hook_table(cfg: HookedTransformerConfig) -> list[HookInfo]:
 class HookRegistry:
     """Resolves hook names of one config: canonical names, aliases, TransformerLens shorthand, globs, predicates."""
 
-    def __init__(self, cfg: HookedTransformerConfig):
+    def __init__(self, cfg: HookedTransformerConfig, table: Iterable[HookInfo] | None = None):
         self._cfg = cfg
-        self.infos = {info.name: info for info in hook_table(cfg)}
+        self.infos = {info.name: info for info in (hook_table(cfg) if table is None else table)}
         self._canonical = {alias: info.name for info in self.infos.values() for alias in info.aliases}
         self._canonical |= {name: name for name in self.infos}
 
@@ -199,7 +216,8 @@ class HookRegistry:
         """Canonical names that a name, alias, glob or predicate selects, in forward order, each once.
 
         A glob or predicate that selects the full and the rows points of a layer gets the full ones: the two cannot run
-        together, and rows points are worth asking for by name.
+        together, and rows points are worth asking for by name. It leaves out points that fire on request (a copy of the
+        stream per head) unless it selects nothing else.
 
         Raises:
             HookNameError: nothing matches; the message has near matches or says which step the model lacks.
@@ -212,6 +230,7 @@ class HookRegistry:
             return [self.canonical(selector)]
         if not accepted:
             raise HookNameError(self._no_match(selector))
+        accepted = {name for name in accepted if self.infos[name].fires != "on request"} or accepted
         full_layers = {_parent(name) for name in accepted if name.endswith(FULL_HOOKS)}
         return [
             name

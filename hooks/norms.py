@@ -40,13 +40,30 @@ class Norm(nn.Module):
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """Normalise, then apply gain and bias in the configured cast order."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.cfg.normalization_type == "LN":
-            wide = wide - wide.mean(-1, keepdim=True)
+    @property
+    def gain(self) -> Float[Tensor, " d_model"] | float:
+        """What each normalised feature is multiplied by, offset included; 1 without a gain."""
+        return 1.0 if self.weight is None else self.offset + self.weight
+
+    def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """What is squared and divided: x − mean(x) for LayerNorm, x for RMSNorm."""
+        return x - x.mean(-1, keepdim=True) if self.cfg.normalization_type == "LN" else x
+
+    def forward(
+        self, x: Float[Tensor, "batch pos *head d_model"], *, hooked: bool = True
+    ) -> Float[Tensor, "batch pos *head d_model"]:
+        """Normalise, then apply gain and bias in the configured cast order.
+
+        Args:
+            x: the residual stream, or one copy of it per head.
+            hooked: False passes the hook points by, for copies that are not the stream itself.
+        """
+        wide = self.centred(x.to(torch.promote_types(x.dtype, torch.float32)))
         mean_square = wide.pow(2).mean(-1, keepdim=True) + self.cfg.eps
-        normed = self.hook_normalized(wide * hooked_rsqrt(mean_square, self.hook_scale))
+        if hooked:
+            normed = self.hook_normalized(wide * hooked_rsqrt(mean_square, self.hook_scale))
+        else:
+            normed = wide * torch.rsqrt(mean_square)
         if not self.cfg.norm_scale_before_cast:
             normed = normed.to(x.dtype)
         if self.weight is not None:

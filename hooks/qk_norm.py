@@ -1,16 +1,13 @@
 """QK-norm: RMSNorm, LayerNorm or L2 normalisation of queries and keys, with the divisor on a hook."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from hooks.errors import InputError
-
-if TYPE_CHECKING:
-    from hooks.config import QKNormConfig
+from hooks.norms import hooked_rsqrt
+from hooks.qk_norm_config import QKNormConfig
 
 
 class QKNorm(nn.Module):
@@ -28,11 +25,11 @@ class QKNorm(nn.Module):
         weight: Gain, [d_head] for scope "head", [n_heads d_head] for "per_head", [n_heads·d_head] for "full";
             None without ``affine``. Starts as the identity.
         bias: Same shape, None unless ``bias``.
-        hook_scale: The divisor, [batch pos head 1], or [batch pos 1 1] for scope "full". Dividing by an edited
-            value is what the output shows; looking at it leaves the output as it is, bit for bit.
+        hook_scale: The divisor, [batch pos head 1], or [batch pos 1 1] for scope "full". An edited divisor changes
+            the output; looking at it changes no bit.
     """
 
-    def __init__(self, config: "QKNormConfig", n_heads: int, d_head: int):
+    def __init__(self, config: QKNormConfig, n_heads: int, d_head: int):
         super().__init__()
         self.config, self.n_heads, self.d_head = config, n_heads, d_head
         shapes = {"head": (d_head,), "per_head": (n_heads, d_head), "full": (n_heads * d_head,)}
@@ -55,9 +52,7 @@ class QKNorm(nn.Module):
             InputError: The heads are not those the norm was made for.
         """
         if x.shape[-2:] != (self.n_heads, self.d_head):
-            raise InputError(
-                f"QKNorm is made for {self.n_heads} heads of {self.d_head}, got {tuple(x.shape)}"
-            )
+            raise InputError(f"QKNorm is made for {self.n_heads} heads of {self.d_head}, got {tuple(x.shape)}")
         vectors = x.flatten(-2).unsqueeze(-2) if self.config.scope == "full" else x
         normed = self._normalize(vectors.to(torch.promote_types(x.dtype, torch.float32)))
         if not self.config.scale_before_cast:
@@ -80,15 +75,11 @@ class QKNorm(nn.Module):
 
     def _normalize(self, x: Tensor) -> Tensor:
         """Divide by the hooked scale."""
-        eps = self.config.eps
         if self.config.kind == "l2":
-            return x / self.hook_scale(x.norm(dim=-1, keepdim=True).clamp_min(eps))
+            return x / self.hook_scale(x.norm(dim=-1, keepdim=True).clamp_min(self.config.eps))
         if self.config.kind == "layer":
             x = x - x.mean(-1, keepdim=True)
-        variance = x.pow(2).mean(-1, keepdim=True) + eps
-        scale = variance.sqrt()
-        # transformers multiplies by rsqrt. An unedited scale makes the ratio exactly 1, so bits stay equal to it.
-        return x * (torch.rsqrt(variance) * (scale / self.hook_scale(scale)))
+        return x * hooked_rsqrt(x.pow(2).mean(-1, keepdim=True) + self.config.eps, self.hook_scale)
 
     def _apply_gain(self, normed: Tensor) -> Tensor:
         """Gain, bias and fixed scale, in the type that ``normed`` has."""

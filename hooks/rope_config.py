@@ -48,7 +48,7 @@ LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 _RANGES = {
     "rope_theta": (lambda x: x > 1, "a number above 1"),
     "factor": (lambda x: x >= 1, "a number of at least 1"),
-    "original_max_position_embeddings": (lambda x: x >= 1 and x == int(x), "a whole number of at least 1"),
+    "original_max_position_embeddings": (lambda x: x >= 2 and x == int(x), "a whole number of at least 2"),
     "max_position_embeddings": (lambda x: x >= 1 and x == int(x), "a whole number of at least 1"),
     "low_freq_factor": (lambda x: x > 0, "a number above 0"),
     "high_freq_factor": (lambda x: x > 0, "a number above 0"),

@@ -55,11 +55,7 @@ def rope_from_hf(config: Mapping[str, Any]) -> RopeConfig | LayerRope | None:
     """
     if config.get("position_embedding_type") in _NO_ROTATION or config.get("alibi") is True:
         return None
-    readings = [
-        _read(dict(config[name]), config, name)
-        for name in ("rope_scaling", "rope_parameters")
-        if config.get(name) is not None
-    ]
+    readings = [_read(config[name], config, name) for name in ("rope_scaling", "rope_parameters") if config.get(name)]
     if not readings:
         return _read({}, config, "rope_parameters")
     if len(readings) == 2 and readings[0] != readings[1]:
@@ -67,10 +63,14 @@ def rope_from_hf(config: Mapping[str, Any]) -> RopeConfig | LayerRope | None:
     return readings[0]
 
 
-def _read(rope: Settings, config: Mapping[str, Any], where: str) -> RopeConfig | LayerRope | None:
+def _read(rope: Any, config: Mapping[str, Any], where: str) -> RopeConfig | LayerRope | None:
     """One of the two blocks, flat or nested by layer type, with the top level around it."""
+    if not isinstance(rope, Mapping):
+        raise ConfigError(f"{where}={rope!r} must be a mapping or null")
     if any(isinstance(value, Mapping) for value in rope.values()):
-        return {name: _nested(each, config, f"{where}.{name}") for name, each in rope.items()}
+        local = {**config, "rope_theta": config.get(_LOCAL_THETA) or config.get("rope_theta")}
+        outer = {name: local if name == "sliding_attention" else config for name in rope}
+        return {name: _nested(each, outer[name], f"{where}.{name}") for name, each in rope.items()}
     scaled = _schedule(rope, config, where)
     full_only = config.get("model_type") in _SCALES_FULL_ONLY
     if config.get(_LOCAL_THETA) is not None:
@@ -92,10 +92,10 @@ def _nested(rope: Any, config: Mapping[str, Any], where: str) -> RopeConfig | No
     outer = {name: value for name, value in config.items() if name not in own}
     if own & set(_SHARE):
         outer = {name: value for name, value in outer.items() if name not in _SHARE}
-    return _schedule(dict(rope), outer, where)
+    return _schedule(rope, outer, where)
 
 
-def _schedule(rope: Settings, config: Mapping[str, Any], where: str) -> RopeConfig:
+def _schedule(rope: Mapping[str, Any], config: Mapping[str, Any], where: str) -> RopeConfig:
     """One schedule from its block and the top level."""
     rope = {name: value for name, value in rope.items() if value is not None}
     if "mrope_section" in rope or rope.get("type") == "mrope" or rope.get("rope_type") == "mrope":
@@ -123,7 +123,7 @@ def _schedule(rope: Settings, config: Mapping[str, Any], where: str) -> RopeConf
     return RopeConfig(rope_type, **fields, **rest)
 
 
-def _rope_type(rope: Settings, config: Mapping[str, Any], where: str) -> Any:
+def _rope_type(rope: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Any:
     """The schedule's name, old names translated."""
     names = [rope[name] for name in ("rope_type", "type") if name in rope]
     if "yarn" in names and "short_factor" in rope and config.get("model_type") == "phi3":
@@ -139,11 +139,11 @@ def _rope_type(rope: Settings, config: Mapping[str, Any], where: str) -> Any:
     return found.pop() if found else "default"
 
 
-def _one_of(names: tuple[str, ...], rope: Settings, config: Mapping[str, Any], where: str) -> Any:
+def _one_of(names: tuple[str, ...], rope: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Any:
     """The one value that a setting has under any of its names, in the block or at the top level."""
     found = {name: rope[name] for name in names if name in rope}
     found |= {f"top-level {name}": config[name] for name in names if config.get(name) is not None}
-    if len(set(found.values())) > 1:
+    if any(value != next(iter(found.values())) for value in found.values()):
         said = " and ".join(f"{name}={value!r}" for name, value in found.items())
         raise ConfigError(f"{where} and the top level contradict each other: {said}; keep one of them")
     return next(iter(found.values()), None)
@@ -162,14 +162,10 @@ def _original_length(rest: Settings, config: Mapping[str, Any]) -> Any:
 
 def _alpha_theta(theta: float, rope_type: str, rest: Settings, config: Mapping[str, Any], where: str) -> float:
     """HunYuan's static base θ·α^(h/(h−2)), which its files label "dynamic"."""
-    extra = rest.keys() - _BESIDE_ALPHA - {"alpha"}
-    d_head = config.get("head_dim")
-    if rope_type != "dynamic" or extra:
-        raise ConfigError(
-            f"{where} has alpha={rest['alpha']!r} with type={rope_type!r} and {sorted(extra)}; unknown form"
-        )
+    alpha, d_head = rest["alpha"], config.get("head_dim")
+    extra = sorted(rest.keys() - _BESIDE_ALPHA - {"alpha"})
+    if rope_type != "dynamic" or extra or not isinstance(alpha, (int, float)) or alpha <= 0:
+        raise ConfigError(f"{where} has alpha={alpha!r} with type={rope_type!r} and {extra}, a form that is not known")
     if d_head is None:
-        raise ConfigError(
-            f"{where} has alpha={rest['alpha']!r}, a base of theta * alpha ** (d/(d-2)); add head_dim = d"
-        )
-    return theta * rest["alpha"] ** (d_head / (d_head - 2))
+        raise ConfigError(f"{where} has alpha={alpha!r}: the base theta * alpha ** (d / (d - 2)) needs head_dim = d")
+    return theta * alpha ** (d_head / (d_head - 2))

@@ -27,16 +27,20 @@ class TokenizingMixin:
             )
         return self.tokenizer
 
-    def to_tokens(self, text: str | list[str], prepend_bos: bool | None = None) -> Int[Tensor, "batch pos"]:
+    def to_tokens(
+        self, text: str | list[str] | Int[Tensor, "*batch pos"], prepend_bos: bool | None = None
+    ) -> Int[Tensor, "batch pos"]:
         """Token ids of `text`.
 
         Args:
-            text: one text, or several that come out equally long.
+            text: one text, or several that come out equally long; ids pass through as they are.
             prepend_bos: None follows the tokenizer's own rule (Gemma adds ``<bos>``, SmolLM2 does not).
 
         Raises:
             TokenizerError: the model has no tokenizer, or texts of different lengths.
         """
+        if isinstance(text, Tensor):
+            return torch.atleast_2d(text).to(self.device)
         tokenizer = self._require_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
         rows = [tokenizer(t, add_special_tokens=prepend_bos is None)["input_ids"] for t in texts]
@@ -70,3 +74,33 @@ class TokenizingMixin:
         if ids.ndim > 1:
             raise InputError(f"to_str_tokens takes one sequence, not a batch of shape {tuple(ids.shape)}")
         return tokenizer.batch_decode(ids.reshape(-1, 1).tolist(), clean_up_tokenization_spaces=False)
+
+    def _check_tokens(self, tokens: Tensor | str | list) -> Int[Tensor, "batch pos"]:
+        """Token ids as [batch pos] on the model's device; text goes through the tokenizer."""
+        if isinstance(tokens, str):
+            tokens = self.to_tokens(tokens)
+        ids = torch.as_tensor(tokens, device=self.device)
+        ids = ids[None] if ids.ndim == 1 else ids
+        if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+            raise InputError(f"tokens must be integer ids of shape [batch, pos], not {ids.dtype} {tuple(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise InputError(
+                f"token id {low if low < 0 else high} is outside this model's vocabulary of {self.cfg.d_vocab}"
+            )
+        return ids
+
+    def to_single_token(self, string: str) -> int:
+        """The id of a text that is exactly one token, BOS not counted.
+
+        Raises:
+            TokenizerError: the text is no token or several.
+        """
+        ids = self.to_tokens(string, prepend_bos=False)[0].tolist()
+        if len(ids) != 1:
+            raise TokenizerError(f"{string!r} is {len(ids)} tokens ({ids}), not one; mind the space in front of words")
+        return ids[0]
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one token id."""
+        return self.to_str_tokens([token])[0]

@@ -105,8 +105,8 @@ def _check(name: str, tensor: Tensor, parameter: Tensor, where: str, check_finit
         raise WeightError(f"{name} in {where} is {state}; load the model unquantised and onto a real device")
     if not check_finite:
         return
-    # A sum is finite only if every term is, and reads the tensor once without a temporary as large as itself.
-    if not torch.isfinite(tensor.sum(dtype=torch.float64)) and not torch.isfinite(tensor).all():
+    # A sum is finite only if every term is, and needs no temporary as large as the tensor.
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise WeightError(f"{name} in {where} has {bad} values that are NaN or infinite; the checkpoint is damaged")
 

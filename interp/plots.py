@@ -121,7 +121,7 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
             figure.add_bar(
                 x=x[mine],
                 y=(part["score_max"] - part["score_min"])[mine],
-                base=part["score_min"][mine],
+                base=part["score_min"][mine].tolist(),
                 width=0.72,
                 marker={"color": colour, "line": {"width": 0}},
                 hovertext=[text for text, keep in zip(hover, mine, strict=True) if keep],

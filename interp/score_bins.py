@@ -13,9 +13,9 @@ _INNER = (_HIGHEST - _LOWEST) << _BITS
 
 N_BINS = 2 * _INNER + 3
 
-_LAYOUT = {  # dtype: (integer of the same width, bits below the bin number, exponent bias)
-    torch.float32: (torch.int32, 23 - _BITS, 127),
-    torch.float64: (torch.int64, 52 - _BITS, 1023),
+_LAYOUT = {  # dtype: (integer of the same width, its bits, mantissa bits below the bin number, exponent bias)
+    torch.float32: (torch.int32, 32, 23 - _BITS, 127),
+    torch.float64: (torch.int64, 64, 52 - _BITS, 1023),
 }
 
 
@@ -38,13 +38,21 @@ def count_scores(scores: Float[Tensor, "head *cell"]) -> Int[Tensor, "head score
     Returns:
         Counts over the N_BINS bins between `score_edges`.
     """
-    integer, shift, bias = _LAYOUT[scores.dtype]
-    bits = scores.contiguous().view(integer)
-    # Sign and magnitude become one ordered integer, so that an arithmetic shift rounds down on both sides of 0.
-    ordered = torch.where(bits < 0, torch.iinfo(integer).min - bits, bits) >> shift
-    middle = (bias + _LOWEST) << _BITS
-    reach = middle + _INNER
-    ordered = ordered.clamp_(-reach - 1, reach).add_(reach + 1).flatten(1).long()
-    fine = torch.stack([torch.bincount(head, minlength=2 * reach + 2) for head in ordered])
-    low, high = reach + 1 - middle, reach + 1 + middle
-    return torch.cat([fine[:, :low], fine[:, low:high].sum(1, keepdim=True), fine[:, high:]], dim=1)
+    integer, width, shift, bias = _LAYOUT[scores.dtype]
+    bits = (scores + 0.0).contiguous().view(integer)  # + 0.0 turns −0 into 0
+    # One less in magnitude puts a negative score that lies on an edge into the bin to the edge's right.
+    bits.add_(bits >> (width - 1)).bitwise_right_shift_(shift)
+    half = 1 << (width - 1 - shift)
+    index = bits.add_(half).flatten(1)
+    counts = torch.stack([torch.bincount(head, minlength=2 * half) for head in index])
+    low = (bias + _LOWEST) << _BITS
+    sides = [_collapse(side, low) for side in counts.split(half, dim=1)]
+    (near_negative, negative), (near_positive, positive) = sides
+    return torch.cat([negative.flip(1), near_negative + near_positive, positive], dim=1)
+
+
+def _collapse(counts: Int[Tensor, "head magnitude"], low: int) -> tuple[Tensor, Tensor]:
+    """Counts of one sign: below the lowest edge, and per bin from there out, the last of them open."""
+    high = low + _INNER
+    outer = counts[:, high:].sum(1, keepdim=True)
+    return counts[:, :low].sum(1, keepdim=True), torch.cat([counts[:, low:high], outer], dim=1)

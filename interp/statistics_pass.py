@@ -207,12 +207,8 @@ class Block:
         rows["max_prob"][at] = (self.top - self.lse).exp().to(work.dtype)
         rows["entropy"][at] = (self.log_total * real - mean).to(work.dtype)
         rows["varentropy"][at] = torch.where(real > 0, scratch.sum(-1).double() / real, 0.0).to(work.dtype)
-        # Distances from the block's own corner stay small where the pattern is local, and exact in float32.
-        see = work.visibility
-        corner = see.query_position[self.rows].max()
-        away = (corner - see.key_position[self.keys]).to(p.dtype)
-        back = (corner - see.query_position[self.rows]).double()
-        rows["mean_distance"][at] = ((p @ away).double() - back * real).to(work.dtype)
+        far = work.visibility.distances(self.rows, self.keys).to(p.dtype)
+        rows["mean_distance"][at] = torch.mul(p, far, out=scratch).sum(-1)
         rows["local_mass"][at] = self._local_mass()
         for i, size in enumerate(SINK_SIZES):
             first = max(min(size - self.keys.start, self.shape[2]), 0)

@@ -66,7 +66,7 @@ def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=
     for name in out:
         out[name] = np.where(seen[:, None] if name == "sink_mass" else seen, out[name], np.nan)
     out["received"], out["received_max"] = p.sum(1), p.max(1)
-    low, high = min(delta[ok].min(), 0), max(delta[ok].max(), 0)
+    low, high = delta[ok].min(initial=0), delta[ok].max(initial=0)
     index = (delta - low)[ok]
     size = high - low + 1
     out["count"] = count = np.bincount(index, minlength=size)
@@ -77,7 +77,7 @@ def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=
         centred = np.where(ok, s, 0) - np.nan_to_num(out["score_mean"])[:, np.clip(delta - low, 0, size - 1)]
         out["score_m2"] = by_distance(centred**2)
         every = valid[:, ok]
-        total = ((every - every.mean(1, keepdims=True)) ** 2).sum(1)
+        total = ((every - every.sum(1, keepdims=True) / max(ok.sum(), 1)) ** 2).sum(1)
         out["positional_r2"] = 1 - out["score_m2"].sum(1) / total
     out["score_min"], out["score_max"] = np.full((heads, size), np.inf), np.full((heads, size), -np.inf)
     for h in range(heads):
@@ -113,7 +113,7 @@ def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=
 
 def check(ds, want, s, ok, low_high, exact_counts=True):
     """Every variable within 1e-5 · max(1, max|s|/50) of its reference, relative where it is larger than 1."""
-    tolerance = 1e-5 * max(1.0, np.abs(s[:, ok]).max() / 50)
+    tolerance = 1e-5 * max(1.0, np.abs(s[:, ok]).max(initial=0) / 50)
     assert ds.distance.values[[0, -1]].tolist() == list(low_high)
     for name, reference in want.items():
         got = ds[name].values
@@ -186,10 +186,10 @@ def problems(draw):
     if positions is not None:
         kwargs |= {"key_positions": positions, "query_positions": positions[offset:]}
     w_o = draw(st.sampled_from([None, randn(heads, d, 6), randn(heads, d, 50)]))
-    return q, k, spec, {"v": randn(n_k, kv_heads, d), "w_o": w_o, **kwargs}, draw(st.sampled_from([1, 3, 17, 64]))
+    return q, k, spec, {"v": randn(n_k, kv_heads, d), "w_o": w_o, **kwargs}, draw(st.sampled_from([3, 17, 64]))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(), st.sampled_from([torch.float32, torch.float32, torch.float64]))
 def test_equals_dense_float64(problem, dtype):
     q, k, spec, kwargs, height = problem
@@ -200,14 +200,201 @@ def test_equals_dense_float64(problem, dtype):
     check(ds, *want, exact_counts=dtype == torch.float64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(problems())
 def test_block_size_does_not_matter(problem):
     q, k, spec, kwargs, height = problem
-    one = attention_statistics(q, k, spec, memory_budget=1, **kwargs)
+    narrow = height * 16 * (q.shape[1] // k.shape[1]) * k.shape[0]
+    one = attention_statistics(q, k, spec, memory_budget=narrow, **kwargs)
     other = attention_statistics(q, k, spec, memory_budget=2**26, **kwargs)
     scale = max(1.0, float(np.abs(np.nan_to_num(one.max_score)).max()) / 50)
     for name in one.data_vars:
         if name in ("argmax_key", "score_count", "positional_r2", "score_m2"):
             continue
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5 * scale, atol=1e-5 * scale, err_msg=name)
+
+
+def test_scores_of_several_hundred():
+    torch.manual_seed(0)
+    q, k = torch.randn(200, 4, 64) * 6, torch.randn(200, 2, 64) * 6
+    spec = AttentionSpec(scale=0.125)
+    scale = 300 / dense_scores(q, k, 1.0).abs().masked_fill(~visible(200, 200), 0).max().item()
+    spec = AttentionSpec(scale=scale)
+    want = dense_statistics(q, k, spec)
+    check(attention_statistics(q, k, spec), *want, exact_counts=False)
+
+
+def test_bfloat16_inputs_are_measured_as_they_are():
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(77, heads, 32).bfloat16() for heads in (6, 2, 2))
+    spec = AttentionSpec(scale=32**-0.5, window=20)
+    low, exact = (attention_statistics(q.to(t), k.to(t), spec, v=v.to(t)) for t in (torch.bfloat16, torch.float32))
+    assert low.identical(exact)
+
+
+def test_uniform_attention():
+    n = 150
+    q, k = torch.zeros(n, 2, 8), torch.randn(n, 1, 8)
+    ds = attention_statistics(q, k, AttentionSpec(scale=1.0))
+    i = np.arange(n)
+    harmonic = np.array([(1 / np.arange(j + 1, n + 1)).sum() for j in range(n)])
+    for h in range(2):
+        np.testing.assert_allclose(ds.entropy[h], np.log(i + 1), atol=1e-6)
+        np.testing.assert_allclose(ds.lse[h], np.log(i + 1), atol=1e-6)
+        np.testing.assert_allclose(ds.mean_distance[h], i / 2, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(ds.local_mass[h], np.minimum(64 / (i + 1), 1), rtol=1e-6)
+        np.testing.assert_allclose(ds.sink_mass[h, :, 1], np.minimum(4 / (i + 1), 1), rtol=1e-6)
+        np.testing.assert_allclose(ds.received[h], harmonic, rtol=1e-6)
+        np.testing.assert_allclose(ds.attention[h], harmonic, rtol=1e-6)
+    assert (ds.varentropy == 0).all()
+    assert (ds.score_m2 == 0).all()
+    assert np.isnan(ds.positional_r2).all()
+    assert ds["count"].values.tolist() == list(range(n, 0, -1))
+    assert ds.score_count.sum().item() == 2 * n * (n + 1) // 2
+
+
+def test_a_perfect_sink():
+    n = 100
+    q, k = torch.zeros(n, 1, 4), torch.zeros(n, 1, 4)
+    q[..., 0], k[0, :, 0] = 10.0, 20.0
+    ds = attention_statistics(q, k, AttentionSpec(scale=1.0))
+    np.testing.assert_allclose(ds.sink_mass, 1, atol=1e-6)
+    np.testing.assert_allclose(ds.entropy, 0, atol=1e-6)
+    np.testing.assert_allclose(ds.mean_distance[0], np.arange(n), rtol=1e-6)
+    np.testing.assert_allclose(ds.received[0, 0], n, rtol=1e-6)
+    assert (ds.argmax_key == 0).all()
+    assert ds.score_max.max() == 200
+
+
+def test_a_window_of_one_and_a_single_token():
+    q, k = torch.randn(40, 2, 8), torch.randn(40, 2, 8)
+    ds = attention_statistics(q, k, AttentionSpec(scale=1.0, window=1))
+    assert ds.sizes["distance"] == 1
+    np.testing.assert_allclose(ds.received, 1)
+    np.testing.assert_allclose(ds.max_prob, 1)
+    np.testing.assert_allclose(ds.score_mean[:, 0], (q * k).sum(-1).mean(0), rtol=1e-5, atol=1e-6)
+    one = attention_statistics(q[:1], k[:1], AttentionSpec(scale=1.0))
+    assert one.entropy.values.tolist() == [[0.0], [0.0]]
+    assert one.map_mean.shape == (2, 1, 1)
+
+
+def test_left_padding_equals_the_sequence_without_it():
+    torch.manual_seed(2)
+    pad, n = 13, 50
+    q, k, v = torch.randn(n, 4, 16), torch.randn(n, 2, 16), torch.randn(n, 2, 16)
+    junk = lambda x: torch.cat([torch.full((pad, *x.shape[1:]), 1e4), x])  # noqa: E731
+    positions = (torch.arange(pad + n) - pad).clamp_min(1)
+    spec = AttentionSpec(scale=0.25, window=20)
+    alone = attention_statistics(q, k, spec, v=v, groups=("rows", "keys", "distances", "scores"))
+    padded = attention_statistics(
+        junk(q),
+        junk(k),
+        spec,
+        v=junk(v),
+        groups=("rows", "keys", "distances", "scores"),
+        key_mask=torch.arange(pad + n) >= pad,
+        key_positions=torch.arange(pad + n) - pad,
+        query_positions=positions.where(torch.arange(pad + n) < pad, torch.arange(pad + n) - pad),
+    )
+    assert np.isnan(padded.entropy[:, :pad]).all()
+    assert (padded.argmax_key[:, :pad] == -1).all()
+    assert (padded.received[:, :pad] == 0).all()
+    for name in alone.data_vars:
+        got = padded[name].values
+        if {"query", "key"} & set(alone[name].dims):
+            got = got[:, pad:]
+        shift = pad if name == "argmax_key" else 0
+        np.testing.assert_allclose(got - shift, alone[name].values, rtol=1e-6, atol=1e-6, err_msg=str(name))
+
+
+def test_groups_compute_only_their_variables():
+    q, k = torch.randn(9, 2, 4), torch.randn(9, 1, 4)
+    everything = attention_statistics(q, k, AttentionSpec(scale=1.0), v=k)
+    assert set(everything.data_vars) == set(VARIABLES)
+    for group in GROUPS:
+        ds = attention_statistics(q, k, AttentionSpec(scale=1.0), v=k, groups=(group,))
+        assert set(ds.data_vars) == {name for name, row in VARIABLES.items() if row.group == group}
+        for name in ds.data_vars:
+            np.testing.assert_allclose(ds[name], everything[name], rtol=1e-6, err_msg=str(name))
+            assert ds[name].attrs["units"]
+            assert ds[name].attrs["description"]
+            assert ds[name].attrs["formula"]
+
+
+def test_chosen_queries_are_measured_alone():
+    torch.manual_seed(3)
+    q, k = torch.randn(60, 2, 8), torch.randn(60, 1, 8)
+    spec = AttentionSpec(scale=0.3)
+    every = attention_statistics(q, k, spec)
+    some = attention_statistics(q, k, spec, queries=[50, 3, 17])
+    assert some["query"].values.tolist() == [3, 17, 50]
+    np.testing.assert_allclose(some.entropy, every.entropy.isel(query=[3, 17, 50]), rtol=1e-5, atol=1e-6)
+    assert some["count"].values.sum() == 4 + 18 + 51
+    assert "received_stderr" not in some
+
+
+def test_subsampled_queries_are_unbiased_and_know_their_error():
+    torch.manual_seed(4)
+    n, heads = 800, 16
+    q, k = torch.randn(n, heads, 8), torch.randn(n, heads, 8)
+    k[:, :, 0] += 3 * torch.sin(torch.arange(n) / 30)[:, None]
+    spec = AttentionSpec(scale=0.5)
+    exact = attention_statistics(q, k, spec, v=k, map_size=4)
+    some = attention_statistics(q, k, spec, v=k, map_size=4, queries=160)
+    assert 130 <= some.sizes["query"] <= 160  # groups may draw the same row
+    assert math.isclose(some["count"].sum(), exact["count"].sum(), rel_tol=0.02)
+    assert math.isclose(some.score_count.sum(), exact.score_count.sum(), rel_tol=0.02)
+    for name in ("received", "received_value", "attention", "attention_value", "score_mean", "map_mean"):
+        z = ((some[name] - exact[name]) / some[f"{name}_stderr"]).values.ravel()
+        z = z[np.isfinite(z)]
+        assert z.size > 100
+        # Far distances and late keys are seen by few groups, so tails are heavy: judge the middle.
+        assert 0.4 < np.median(np.abs(z)) < 1.0, name
+        assert abs(np.median(z)) < 0.4, name
+        relative = (some[name] - exact[name]).sum() / np.abs(exact[name]).sum()
+        assert abs(relative) < 0.02, name
+
+
+def test_progress_counts_every_row_of_every_head():
+    seen = []
+    q, k = torch.randn(50, 4, 8), torch.randn(50, 2, 8)
+    attention_statistics(
+        q, k, AttentionSpec(scale=1.0), memory_budget=1, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (200, 200)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nonfinite_input_names_the_tensor_and_where(name, value):
+    tensors = {"q": torch.randn(5, 2, 4), "k": torch.randn(5, 2, 4), "v": torch.randn(5, 2, 4)}
+    tensors[name][3, 1, 2] = value
+    with pytest.raises(InputError, match=f"^{name} holds NaN or infinity, first at row 3, head 1"):
+        attention_statistics(tensors["q"], tensors["k"], AttentionSpec(scale=1.0), v=tensors["v"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.randn(5, 3, 4)}, "multiple"),
+        ({"q": torch.randn(5, 2, 8)}, "last axes"),
+        ({"q": torch.randn(1, 5, 2, 4)}, "batch axis"),
+        ({"q": torch.zeros(5, 2, 4, dtype=torch.int64)}, "floating point"),
+        ({"v": torch.randn(4, 2, 4)}, "positions and heads"),
+        ({"w_o": torch.randn(2, 4, 6)}, "come with v"),
+        ({"groups": ("rows", "columns")}, "choose from rows"),
+        ({"queries": 0}, "at least one"),
+        ({"queries": [7]}, "q has 0 to 4"),
+        ({"queries": []}, "number or a list"),
+        ({"key_mask": torch.ones(4)}, "key_mask"),
+        ({"query_positions": torch.arange(4)}, "query_positions"),
+        ({"key_positions": torch.arange(5) * 10**6}, "mostly empty"),
+        ({"spec": AttentionSpec(scale=1.0, alibi_slopes=(1.0,))}, "alibi_slopes has 1"),
+        ({"q": torch.full((5, 2, 4), 1e30), "k": torch.full((5, 2, 4), 1e30)}, "overflows"),
+    ],
+)
+def test_bad_input_says_what_to_do(change, message):
+    arguments = {"q": torch.randn(5, 2, 4), "k": torch.randn(5, 2, 4), "spec": AttentionSpec(scale=1.0)} | change
+    with pytest.raises(InputError, match=message):
+        attention_statistics(**arguments)

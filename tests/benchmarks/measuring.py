@@ -1,0 +1,37 @@
+"""Peak memory and processes of their own, shared by the benchmarks."""
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import psutil
+
+
+def peak_above(call: Callable[[], Any], every: float = 0.005) -> float:
+    """Highest resident bytes during `call` above those before it, sampled every 5 ms."""
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(every):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peak, process.memory_info().rss) - before
+
+
+def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result, computed in a fresh process so that nothing allocated before counts."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()

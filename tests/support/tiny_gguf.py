@@ -1,0 +1,105 @@
+"""Write a tiny transformers model as a GGUF file, the way llama.cpp's convert_hf_to_gguf.py does."""
+
+from pathlib import Path
+
+import gguf
+import torch
+
+ARCHITECTURES = {
+    "llama": "llama",
+    "qwen3": "qwen3",
+    "olmo2": "olmo2",
+    "gemma3_text": "gemma3",
+    "hunyuan_v1_dense": "hunyuan-dense",
+}
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+}
+_NORMS = {
+    "llama": {"post_attention_layernorm": "ffn_norm"},
+    "qwen3": {"post_attention_layernorm": "ffn_norm"},
+    "hunyuan_v1_dense": {"post_attention_layernorm": "ffn_norm"},
+    "olmo2": {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
+    "gemma3_text": {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+}
+
+
+def gguf_name(family: str, name: str) -> str:
+    """llama.cpp's name for a tensor of transformers."""
+    stem, leaf = name.rsplit(".", 1)
+    if not stem.startswith("model.layers."):
+        return f"{_NAMES[stem]}.{leaf}"
+    _, _, layer, inner = stem.split(".", 3)
+    return f"blk.{layer}.{(_NAMES | _NORMS[family])[inner]}.{leaf}"
+
+
+def write_gguf(
+    model, path: Path, *, tensors=None, extra: dict[str, int] | None = None, quantised: bool = False
+) -> Path:
+    """Write `model`; `tensors` replaces its weights, `extra` adds whole-number keys, `quantised` stores Q8_0."""
+    config = model.config
+    family = config.model_type
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[family])
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if family == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    for key, value in (extra or {}).items():
+        writer.add_uint32(key, value)
+    for name, weight in (tensors or dict(model.state_dict())).items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = converted(family, name, weight, config).contiguous().numpy()
+        if quantised and values.ndim == 2 and values.shape[1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(gguf_name(family, name), gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(family, name), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def converted(family: str, name: str, weight: torch.Tensor, config) -> torch.Tensor:
+    """The values that the converter stores: llama's q and k rows paired up, Gemma's norms with their 1."""
+    weight = weight.float()
+    if family == "gemma3_text" and "norm" in name:
+        return weight + 1
+    if family == "llama" and ("q_proj" in name or "k_proj" in name):
+        heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+        rows = weight.shape[0]
+        return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return weight
