@@ -37,24 +37,21 @@ class NormGain:
     """The gain of a foreign QK-norm, measured: the module's answer to a vector of ±1 is its gain times that vector.
 
     Args:
-        norm: the module.
-        tap: how its output is laid out.
-        n_heads: heads of the tensor that it normalises.
-        d_head: their width.
+        tap: the module, and how its output is laid out.
+        like: a tensor that it normalises, [batch pos head d_head].
     """
 
-    def __init__(self, norm: nn.Module, tap: Tap, n_heads: int, d_head: int):
-        self._norm, self._tap, self._shape = norm, tap, (1, 1, n_heads, d_head)
+    def __init__(self, tap: Tap, like: Tensor):
+        self._tap, self._signs = tap, torch.ones_like(like[:1, :1])
+        self._signs[..., 1::2] = -1
 
     @torch.no_grad()
     def effective_gain(self) -> Float[Tensor, "head d_head"]:
         """What each normalised feature is multiplied by, float32, an offset of 1 included."""
-        weight = next(self._norm.parameters(), torch.empty(0))
-        signs = torch.ones(self._shape, device=weight.device, dtype=weight.dtype)
-        signs[..., 1::2] = -1
+        signs, layout = self._signs, self._tap.layout
         # Large enough for eps not to count; both signs, so that a bias cancels.
-        up, down = (self._norm(from_heads(x, self._tap.layout)) for x in (1000 * signs, -1000 * signs))
-        return (to_heads(up - down, self._shape[2], self._tap.layout) * signs / 2)[0, 0].float()
+        up, down = (self._tap.module(from_heads(x, layout)) for x in (1000 * signs, -1000 * signs))
+        return (to_heads(up - down, signs.shape[2], layout) * signs / 2)[0, 0].float()
 
 
 class AttachedAttention(nn.Module):
@@ -72,28 +69,21 @@ class AttachedAttention(nn.Module):
     def __init__(self, facts: LayerFacts, run: Pass):
         super().__init__()
         self._facts, self._run = (facts,), run
+        self._turns: dict[str, int] = {}
         self.spec = facts.spec
         self.n_heads, self.n_kv_heads, self.d_head = facts.q.shape[2], facts.k.shape[2], facts.q.shape[3]
         names = [name for tensor in ("q", "k", "v") for name in facts.reachable(tensor)]
         names += ["hook_attn_scores", "hook_pattern", "hook_attn_scores_rows", "hook_pattern_rows", "hook_z"]
-        if facts.output is not None:
-            names.append("hook_out")
-            if self._has_head_weights():
-                names.append("hook_result")
-        for name in names:
+        for name in [*names, *facts.output_points]:
             setattr(self, name, HookPoint())
-        for tensor, norm in facts.norms.items():
-            tap = facts.taps.get(f"hook_{tensor}_normed")
-            if tap is None:
-                tap = Tap(norm, "pos head")
-            heads = self.n_heads if tensor == "q" else self.n_kv_heads
-            setattr(self, f"{tensor}_norm", NormGain(norm, tap, heads, self.d_head))
+        for tensor, tap in facts.norms.items():
+            setattr(self, f"{tensor}_norm", NormGain(tap, getattr(facts, tensor)))
 
-    def _has_head_weights(self) -> bool:
-        """Whether the output projection is a plain matrix over [head d_value]."""
-        weight = getattr(self._facts[0].output, "weight", None)
-        width = self.n_heads * self._facts[0].v.shape[3]
-        return isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape[1:] == (width,)
+    @property
+    def original_module(self) -> nn.Module:
+        """The model's own attention module."""
+        assert self._facts[0].attention is not None
+        return self._facts[0].attention
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
@@ -102,7 +92,7 @@ class AttachedAttention(nn.Module):
         Raises:
             AttachError: the projection is quantised, or no plain matrix.
         """
-        if not self._has_head_weights():
+        if "hook_result" not in self._facts[0].output_points:
             kind = type(self._facts[0].output).__name__
             raise AttachError(
                 f"no W_O here: the output projection ({kind}) is quantised or no plain matrix; hook_z holds the heads' "
@@ -124,23 +114,25 @@ class AttachedAttention(nn.Module):
     def install(self) -> list[RemovableHandle]:
         """Lead the module's tensors past the points; the handles undo it."""
         facts = self._facts[0]
-        assert facts.attention is not None
-        facts.attention.__dict__[HANDLER] = self.attend
-        handles = [self._install_tap(name, tap) for name, tap in facts.taps.items()]
+        self.original_module.__dict__[HANDLER] = self.attend
+        handles = [self.original_module.register_forward_pre_hook(self._start)]
+        handles += [self._install_tap(name, tap) for name, tap in facts.taps.items()]
         if facts.output is not None:
             handles.append(facts.output.register_forward_hook(self._project))
         return handles
+
+    def _start(self, _: nn.Module, __: tuple) -> None:
+        """Count the calls of modules that q and k share from here."""
+        self._turns.clear()
 
     def _install_tap(self, name: str, tap: Tap) -> RemovableHandle:
         """One point between projection and score, on the output or the input of a module of the model."""
         point = getattr(self, name)
         heads = self.n_kv_heads if name.startswith(("hook_k", "hook_rot_k")) else self.n_heads
-        count = 0
 
         def is_turn() -> bool:
-            nonlocal count
-            count += 1
-            return point.has_hooks() and not self._run.silent and (count - 1) % tap.turns == tap.turn
+            turn = self._turns[name] = self._turns.get(name, -1) + 1
+            return point.has_hooks() and not self._run.silent and turn % tap.turns == tap.turn
 
         def past(x: Tensor) -> Tensor:
             return from_heads(point(to_heads(x, heads, tap.layout)), tap.layout)
@@ -178,6 +170,7 @@ class AttachedBlock(nn.Module):
     def __init__(self, facts: LayerFacts, run: Pass, embed: HookPoint | None = None):
         super().__init__()
         self._facts, self._run, self._embed = (facts,), run, (embed,)
+        self._batch = 1
         self.shows_stream = bool(facts.calls) and facts.calls[0].given.ndim == 3
         self.attn = AttachedAttention(facts, run) if facts.attention is not None else None
         names = ["hook_resid_pre", *facts.streams, "hook_resid_post"] if self.shows_stream else []
@@ -213,12 +206,13 @@ class AttachedBlock(nn.Module):
 
     def _enter(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The stream on its way into the layer."""
+        stream = args[0] if args else kwargs["hidden_states"]
+        self._batch = stream.shape[0]
         points = [self.hook_resid_pre]
         if self._embed[0] is not None and not self._run.by_layer:
             points.insert(0, self._embed[0])
         if self._run.silent or not any(point.has_hooks() for point in points):
             return None
-        stream = args[0] if args else kwargs["hidden_states"]
         for point in points:
             stream = point(stream)
         return ((stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream})
@@ -232,7 +226,7 @@ class AttachedBlock(nn.Module):
             stream = first_tensor(out)
             assert stream is not None
             # Some experts return [batch·pos d_model].
-            shown = point(stream if stream.ndim == 3 else stream[None]).view_as(stream)
+            shown = point(stream.reshape(self._batch, -1, stream.shape[-1])).view_as(stream)
             return shown if isinstance(out, Tensor) else type(out)((shown, *out[1:]))
 
         return after

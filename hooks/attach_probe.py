@@ -28,10 +28,11 @@ Layout = Literal["flat", "pos head", "head pos"]
 
 
 class Call(NamedTuple):
-    """One call of a module: its first tensor in, its first tensor out."""
+    """One call of a module: its first tensor in, its first tensor out, and whether that is all it returned."""
 
     given: Tensor
     out: Tensor
+    bare: bool
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,16 @@ class LayerFacts:
     taps: dict[str, Tap] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
     streams: dict[str, nn.Module] = field(default_factory=dict)
-    norms: dict[str, nn.Module] = field(default_factory=dict)
+    norms: dict[str, Tap] = field(default_factory=dict)
     output: nn.Module | None = None
+
+    @property
+    def output_points(self) -> tuple[str, ...]:
+        """What can be hooked behind the output projection: per head only where it is a plain matrix over heads."""
+        weight = getattr(self.output, "weight", None)
+        width = self.q.shape[2] * self.v.shape[3] if self.attention is not None else 0
+        plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape[1:] == (width,)
+        return () if self.output is None else ("hook_result", "hook_out") if plain else ("hook_out",)
 
     def final(self, tensor: str) -> str:
         """The point at which q, k or v enters the attention function."""
@@ -132,7 +141,7 @@ def _watching(model: nn.Module) -> Iterator[dict[nn.Module, list[Call]]]:
         given = first_tensor(args) if args else first_tensor(kwargs.get("hidden_states"))
         result = first_tensor(out)
         if given is not None and result is not None:
-            calls.setdefault(module, []).append(Call(given.clone(), result.clone()))
+            calls.setdefault(module, []).append(Call(given.clone(), result.clone(), isinstance(out, Tensor)))
 
     watched: dict[nn.Module, None] = {}
     for group in model.modules():
@@ -199,7 +208,7 @@ def _trace(facts: LayerFacts, tensor: str, calls: dict[nn.Module, list[Call]]) -
     points: list[tuple[str | None, tuple[Tap, Tensor] | None]] = [(None, start)]
     steps: list[str] = []
     if norm is not None and into is not None and out is not None:
-        facts.norms[tensor] = norm
+        facts.norms[tensor] = out[0]
         if start is not None and not _close(start[1], into[1]):
             steps.append("rope")
             points.append(("rope", into))
@@ -266,7 +275,7 @@ def _streams(facts: LayerFacts, calls: dict[nn.Module, list[Call]]) -> dict[str,
     """The modules whose outputs attention and MLP add to the residual stream, where the sum proves it."""
     if not facts.calls or facts.calls[0].given.ndim != 3 or facts.calls[0].given.shape != facts.calls[0].out.shape:
         return {}
-    before, after = facts.calls[0]
+    before, after, _ = facts.calls[0]
     children = [child for child in facts.layer.children() if child in calls]
     attention = next((c for c in children if facts.attention in list(c.modules())), None)
     if attention is None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from hooks.decomposition import DecomposableCache
-from hooks.errors import HookNameError
+from hooks.errors import HookNameError, MaterializationError
 
 if TYPE_CHECKING:
     from hooks.hooking import NamedHooksModule
@@ -56,3 +57,19 @@ class ActivationCache(DecomposableCache):
     def __repr__(self) -> str:
         held = sum(t.numel() * t.element_size() for t in self.cache_dict.values())
         return f"ActivationCache({len(self.cache_dict)} activations, {held / 2**20:.1f} MiB): {list(self.cache_dict)}"
+
+
+def check_full_fits(count: int, tokens: Tensor, n_heads: int, dtype: torch.dtype) -> None:
+    """Raise MaterializationError when caching `count` full scores and patterns would not fit in free memory."""
+    batch, n = tokens.shape
+    # One live copy in the pass beside those kept; scores and pattern of a layer both exist while it runs.
+    need = (count + 2) * batch * n_heads * n * n * dtype.itemsize
+    on_cpu = tokens.device.type == "cpu"
+    free = psutil.virtual_memory().available if on_cpu else torch.cuda.mem_get_info(tokens.device)[0]
+    if need > free:
+        raise MaterializationError(
+            f"caching {count} tensors of scores and patterns at {n} tokens takes {need / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free; leave them out with "
+            "names_filter=lambda name: not name.endswith(('attn_scores', 'pattern')), or hook "
+            "hook_pattern_rows, which passes one block of rows at a time"
+        )

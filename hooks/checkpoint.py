@@ -20,7 +20,8 @@ from hooks.model_store import KNOWN_MODELS, MARKER, prepared_model
 from hooks.tokenizer_files import directory_tokenizer, gguf_tokenizer, prepared_tokenizer
 from hooks.weights import adopt_weights
 
-_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
 
 
 def load_pretrained(
@@ -54,8 +55,8 @@ def load_pretrained(
         raise UnknownModelError(
             f"cannot load a model from a {type(source).__name__}; pass a name, a path, a Hub id or a transformers model"
         )
-    elif str(source) in KNOWN_MODELS:
-        model = _from_name(str(source), **options)
+    elif isinstance(source, str) and source in KNOWN_MODELS:
+        model = _from_name(source, **options)
     else:
         model = _from_place(source, **options)
     changes = {name: value for name, value in (("rope", rope), ("qk_norm", qk_norm)) if value is not None}
@@ -141,7 +142,6 @@ def _from_gguf(path: Path, **options: Any) -> HookedTransformer:
 
 def _from_hub(hub_id: str, **options: Any) -> HookedTransformer:
     """A Hub repository: its config, tokenizer and safetensors, nothing else."""
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -151,7 +151,7 @@ def _from_hub(hub_id: str, **options: Any) -> HookedTransformer:
             allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja"],
             ignore_patterns=["*/*"],
         )
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnknownModelError(
             f"cannot fetch {hub_id!r} from the Hub ({reason}); check the id and the network, log in if it is gated, or "
@@ -207,6 +207,8 @@ def _read_safetensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a directory, memory-mapped: pages are read when a tensor is used."""
     if (directory / _INDEX).exists():
         files = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
+    elif (directory / _WEIGHTS).exists():
+        files = [_WEIGHTS]
     else:
         files = sorted(path.name for path in directory.glob("*.safetensors"))
     if not files:

@@ -84,7 +84,7 @@ class GGUFModel:
     Attributes:
         config: what its config.json would say.
         weights: dequantised tensors under transformers' names, in the layout of transformers.
-        provenance: the constants that the format could not carry, each with its source.
+        provenance: how the weights were stored, and the constants that the format cannot carry, each with its source.
         has_tokenizer: whether the file carries a vocabulary.
     """
 
@@ -119,6 +119,8 @@ def read_gguf(path: Path, on_tensor: Callable[[int, int], None] | None = None) -
         weights[name] = weight
         if on_tensor is not None:
             on_tensor(done + 1, len(reader.tensors))
+    kinds = ", ".join(sorted({tensor.tensor_type.name for tensor in reader.tensors}))
+    provenance["weights"] = f"dequantised to float32 from GGUF ({kinds})"
     return GGUFModel(config, weights, provenance, "tokenizer.ggml.tokens" in reader.fields)
 
 
@@ -161,7 +163,7 @@ def _config(
 
 
 def _derived(own: Mapping[str, Any], tensors: Mapping[str, ReaderTensor]) -> dict[str, Any]:
-    """head_dim and vocab_size, which the file gives in more than one place."""
+    """What the file says in more than one place, or by the tensors that it has."""
     if "token_embd.weight" not in tensors:
         raise WeightError("token_embd.weight is missing from the GGUF file")
     sizes = {own[k] for k in ("attention.key_length", "attention.value_length", "rope.dimension_count") if k in own}
@@ -169,8 +171,10 @@ def _derived(own: Mapping[str, Any], tensors: Mapping[str, ReaderTensor]) -> dic
         raise ConfigError(
             f"the GGUF file has heads of sizes {sorted(sizes)} for k, v and rotation; they must be one size"
         )
-    derived = {"vocab_size": int(tensors["token_embd.weight"].shape[-1])}
-    return derived | ({"head_dim": sizes.pop()} if sizes else {})
+    derived: dict[str, Any] = {"vocab_size": int(tensors["token_embd.weight"].shape[-1])}
+    derived |= {"head_dim": sizes.pop()} if sizes else {}
+    derived["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    return derived | ({"mlp_bias": True} if "blk.0.ffn_up.bias" in tensors else {})
 
 
 def _rope_scaling(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import psutil
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -15,14 +14,18 @@ from transformer_lens.hook_points import HookPoint
 from hooks.attend import AttentionSpec
 from hooks.attention import AttentionContext
 from hooks.block import Block
+from hooks.cache import check_full_fits
 from hooks.config import HookedTransformerConfig, QKNormConfig, RopeConfig
-from hooks.errors import ConfigError, InputError, MaterializationError
+from hooks.errors import ConfigError, InputError
 from hooks.hooking import NamedHooksModule
 from hooks.lens import LensMixin
-from hooks.names import HookRegistry
+from hooks.names import HookRegistry, attention_steps
 from hooks.norms import Norm
 from hooks.rope import Rotary
 from hooks.tokenizing import TokenizingMixin
+
+if TYPE_CHECKING:
+    from hooks.attached import AttachedTransformer
 
 ReturnType = Literal["logits", "loss", "both"]
 _LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
@@ -111,6 +114,25 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         from hooks.checkpoint import load_pretrained
 
         return load_pretrained(source, rope=rope, qk_norm=qk_norm, dtype=dtype, device=device)
+
+    @classmethod
+    def attach(cls, model: Any, tokenizer: Any = None) -> "AttachedTransformer":
+        """The same hook names on any transformers decoder, on its own code and weights; see `hooks.attach.attach`.
+
+        Args:
+            model: a live transformers decoder, or a TransformerBridge (its original model is attached).
+            tokenizer: needed only where text goes in or out.
+
+        Raises:
+            AttachError: its attention cannot be reached through transformers' AttentionInterface.
+        """
+        from hooks.attach import attach
+
+        return attach(model, tokenizer)
+
+    def attention_steps(self, layer: int, tensor: Literal["q", "k", "v"]) -> tuple[str, ...]:
+        """The steps between projection and score of q, k or v in one layer; see `hooks.names.attention_steps`."""
+        return attention_steps(self.cfg, layer, tensor)
 
     def with_config(self, **changes: Any) -> "HookedTransformer":
         """The same weights, shared and not copied, under other settings.
@@ -322,21 +344,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
     def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
         """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
         full = [name for name in names if self.registry.infos[name].fires == "full mode"]
-        if not full or not model_args:
-            return
-        batch, n = self._check_tokens(model_args[0]).shape
-        # One live copy in the pass beside those kept; scores and pattern of a layer both exist while it runs.
-        need = (len(full) + 2) * batch * self.cfg.n_heads * n * n * self.dtype.itemsize
-        free = (
-            psutil.virtual_memory().available if self.device.type == "cpu" else torch.cuda.mem_get_info(self.device)[0]
-        )
-        if need > free:
-            raise MaterializationError(
-                f"caching {len(full)} tensors of scores and patterns at {n} tokens takes {need / 2**30:.1f} GiB and "
-                f"{free / 2**30:.1f} GiB are free; leave them out with "
-                "names_filter=lambda name: not name.endswith(('attn_scores', 'pattern')), or hook "
-                "hook_pattern_rows, which passes one block of rows at a time"
-            )
+        if full and model_args:
+            check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)
 
 
 def _inherited_rope(cfg: HookedTransformerConfig, new: Any) -> Any:

@@ -141,7 +141,7 @@ def _prepare(name: str, model: KnownModel, scratch: Path) -> None:
     out.mkdir()
     with _progress(name) as step:
         step("checking", 0, 1)
-        source = model.gguf(scratch)
+        source = _wheel_file(model, scratch)
         found = sha256(source)
         if found != model.sha256:
             raise WeightError(f"{source} has sha256 {found}, not {model.sha256}; reinstall it: {model.install}")
@@ -161,10 +161,22 @@ def _prepare(name: str, model: KnownModel, scratch: Path) -> None:
     _flush(out / MARKER)
 
 
+def _wheel_file(model: KnownModel, scratch: Path) -> Path:
+    """The wheel's GGUF file."""
+    try:
+        source = model.gguf(scratch)
+        if source.is_file():
+            return source
+        reason = f"{source} is not there"
+    except (ImportError, FileNotFoundError, ValueError) as error:
+        reason = str(error)
+    raise WeightError(f"the installed wheel is not whole ({reason}); reinstall it: {model.install}")
+
+
 def _publish(made: Path, target: Path) -> None:
     """Give a finished directory its name; a finished one of another process is as good."""
     if target.exists() and not is_whole(target):
-        shutil.rmtree(target, ignore_errors=True)
+        target.rename(made.parent / "damaged")
     try:
         made.rename(target)
     except OSError:

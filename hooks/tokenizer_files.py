@@ -21,7 +21,7 @@ def directory_tokenizer(directory: Path) -> Any | None:
     if not any((directory / name).exists() for name in _ANY_OF):
         return None
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged file
         raise TokenizerError(
             f"cannot read the tokenizer in {directory}: {_line(error)}; fetch its files again"

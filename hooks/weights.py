@@ -42,7 +42,7 @@ def adopt_weights(
             adopted[name] = adopted["embed.weight"]
             continue
         source = _source(family, name)
-        theirs = (source.name if isinstance(source, Part) else source).format(p=prefix, i=_layer(name))
+        theirs = _template(source).format(p=prefix, i=_layer(name))
         if theirs not in tensors:
             missing.append(theirs)
             continue
@@ -62,9 +62,8 @@ def adopt_weights(
 
 def _prefix(family: Family, tensors: Mapping[str, Tensor]) -> str:
     """What stands before the decoder's names in this checkpoint."""
-    embed = family.weights["embed.weight"]
-    name = embed.name if isinstance(embed, Part) else embed
-    return next((p for p in family.prefixes if name.format(p=p, i="") in tensors), family.prefixes[0])
+    name = _template(family.weights["embed.weight"])
+    return next((p for p in family.prefixes if name.format(p=p) in tensors), family.prefixes[0])
 
 
 def _source(family: Family, name: str) -> str | Part:
@@ -75,6 +74,11 @@ def _source(family: Family, name: str) -> str | Part:
     return family.weights[template]
 
 
+def _template(source: str | Part) -> str:
+    """The template of the tensor that holds a weight."""
+    return source.name if isinstance(source, Part) else source
+
+
 def _layer(name: str) -> str:
     """The layer index in one of our names, or nothing."""
     match = _LAYER.match(name)
@@ -83,7 +87,7 @@ def _layer(name: str) -> str:
 
 def _tied(family: Family, tensors: Mapping[str, Tensor], prefix: str, where: str) -> set[str]:
     """A tied checkpoint may repeat its embedding as the unembedding, but only the same values."""
-    head, embed = (str(family.weights[n]).format(p=prefix, i="") for n in ("unembed.weight", "embed.weight"))
+    head, embed = (_template(family.weights[n]).format(p=prefix) for n in ("unembed.weight", "embed.weight"))
     if head not in tensors or embed not in tensors:
         return set()
     ours, theirs = tensors[embed], tensors[head]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig
+    from hooks.attention import Attention
 
 DEFAULT_STAGES = ("pre_norm", "pre_rope")
 
@@ -34,6 +35,8 @@ class LayerConstants:
 
     gain_q: Float[Tensor, "head d_head"] | None
     gain_k: Float[Tensor, "kv_head d_head"] | None
+    bias_q: Float[Tensor, "head d_head"] | None
+    bias_k: Float[Tensor, "kv_head d_head"] | None
     inv_freq: Float[Tensor, " pair"] | None
     attention_factor: float
     w_o: Float[Tensor, "head d_head d_model"]
@@ -293,15 +296,32 @@ def _constants(model: "HookedTransformer", layer: int, n_tokens: int) -> LayerCo
     """Gains, frequencies and output weights of a layer, detached from the graph."""
     attn, rope = model.blocks[layer].attn, model.cfg.rope_for(layer)
     frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)
-    normed = model.cfg.qk_norm is not None
+    if rope is not None and rope.learnable:
+        frequencies = model.rotary[model.cfg.layer_type(layer)].inv_freq.detach()
+    gain_q, bias_q = _gain_and_bias(attn, "q_norm")
+    gain_k, bias_k = _gain_and_bias(attn, "k_norm")
     return LayerConstants(
-        gain_q=attn.q_norm.effective_gain().detach() if normed else None,
-        gain_k=attn.k_norm.effective_gain().detach() if normed else None,
+        gain_q=gain_q,
+        gain_k=gain_k,
+        bias_q=bias_q,
+        bias_k=bias_k,
         inv_freq=frequencies,
         attention_factor=factor,
         w_o=attn.W_O.detach(),
         spec=attn.spec,
     )
+
+
+def _gain_and_bias(attn: "Attention", name: str) -> tuple[Tensor | None, Tensor | None]:
+    """Gain and bias of a QK-norm for each head, its fixed scale included; None where there is none."""
+    norm = getattr(attn, name, None)
+    if norm is None:
+        return None, None
+    gain = norm.effective_gain().detach()
+    if norm.bias is None:
+        return gain, None
+    per_head = norm.bias.detach().float().view(-1, gain.shape[-1]).expand_as(gain)
+    return gain, per_head * norm.config.scale
 
 
 def _tokens_of(

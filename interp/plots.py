@@ -85,7 +85,7 @@ def attention_share_by_head(binned: xr.Dataset, *, title: str, ceiling: float) -
         figure.add_hline(y=start - 0.5, line={"color": theme.GRID, "width": 1})
     _mark_windows(figure, binned)
     _distance_axis(figure, binned)
-    return _finish(figure, title, height=int(np.clip(110 + 8 * len(names), 240, 900)))
+    return _finish(figure, title, height=int(np.clip(110 + 8 * len(names), 320, 900)))
 
 
 def score_ranges(ranges: xr.Dataset) -> go.Figure:
@@ -101,12 +101,13 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
     layer, head = (a.ravel() for a in np.meshgrid(ranges["layer"], ranges["head"], indexing="ij"))
     kinds = np.repeat(ranges["layer_type"].values, ranges.sizes["head"])
     x = np.arange(len(layer))
+    bounded = [str(s) for s in stages if np.isfinite(ranges["bound"].sel(stage=s)).any()] or [""]
     for row, stage in enumerate(stages, start=1):
         part = {
             str(name): values.transpose("layer", "head").values.ravel()
             for name, values in ranges.sel(stage=stage)[["score_min", "score_max", "score_mean", "bound"]].items()
         }
-        _add_bound(figure, row, x, part["bound"], legend=row == len(stages))
+        _add_bound(figure, row, x, part["bound"], legend=str(stage) == bounded[-1])
         hover = [
             f"L{a} H{b}: {low:.4g} … {high:.4g}, mean {mean:.4g}"
             + (f", bound ±{bound:.4g}" if np.isfinite(bound) else "")
@@ -120,8 +121,8 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
                 continue
             figure.add_bar(
                 x=x[mine],
-                y=(part["score_max"] - part["score_min"])[mine],
-                base=part["score_min"][mine].tolist(),
+                y=(_signed_log(part["score_max"]) - _signed_log(part["score_min"]))[mine],
+                base=_signed_log(part["score_min"])[mine].tolist(),
                 width=0.72,
                 marker={"color": colour, "line": {"width": 0}},
                 hovertext=[text for text, keep in zip(hover, mine, strict=True) if keep],
@@ -134,7 +135,7 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
             )
         figure.add_scatter(
             x=x,
-            y=part["score_mean"],
+            y=_signed_log(part["score_mean"]),
             mode="markers",
             marker={"symbol": "line-ew-open", "size": 5, "color": "#ffffff", "line": {"width": 1.5}},
             hoverinfo="skip",
@@ -143,6 +144,7 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
             col=1,
         )
         figure.update_yaxes(title="score", row=row, col=1, zeroline=True, zerolinecolor="#aab4be")
+    figure.update_yaxes(**_signed_log_ticks(ranges))
     per_layer = ranges.sizes["head"]
     figure.update_xaxes(
         tickvals=np.arange(0, len(x), per_layer) + (per_layer - 1) / 2,
@@ -153,7 +155,7 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title="layer (one bar per head)", row=len(stages), col=1)
     figure.update_layout(barmode="overlay", bargap=0)
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
-    _finish(figure, None, height=130 + 190 * len(stages))
+    _finish(figure, None, height=130 + 200 * len(stages))
     figure.update_layout(margin={"t": 64}, legend={"y": 1, "yref": "container", "yanchor": "top"})
     return figure
 
@@ -273,11 +275,16 @@ def _mark_windows(figure: go.Figure, binned: xr.Dataset) -> None:
     """A dotted line at the edge of each sliding window."""
     for window in sorted(set(binned["window"].values.tolist()) - {0}):
         if window <= int(binned["last_distance"].max()) + 1:
-            figure.add_vline(
-                x=window,
-                line={"color": theme.QUIET, "width": 1, "dash": "dot"},
-                annotation={"text": f"window {window:,} ", "font": {"size": 11, "color": theme.QUIET}},
-                annotation_position="top left",
+            figure.add_vline(x=window, line={"color": theme.QUIET, "width": 1, "dash": "dot"})
+            # Annotations take the exponent on a log axis, shapes the value.
+            figure.add_annotation(
+                x=float(np.log10(window)),
+                y=1,
+                yref="paper",
+                yanchor="bottom",
+                showarrow=False,
+                text=f"window {window:,}",
+                font={"size": 11, "color": theme.QUIET},
             )
 
 
@@ -304,6 +311,22 @@ def _layer_colour_bar(figure: go.Figure, layers: np.ndarray, n_layers: int) -> N
     )
 
 
+def _signed_log(values: np.ndarray) -> np.ndarray:
+    """Where a score is drawn on an axis that is logarithmic in both directions: sign(s) · log10(1 + |s|)."""
+    return np.sign(values) * np.log10(1 + np.abs(values))
+
+
+def _signed_log_ticks(ranges: xr.Dataset) -> dict[str, Sequence]:
+    """Ticks at powers of ten in both directions, and a range that holds every score and bound."""
+    top = max(float(abs(ranges[name]).max()) for name in ("score_min", "score_max", "bound") if ranges[name].notnull().any())
+    # Next to ±100 there is no room for ±1.
+    powers = [10**power for power in range(int(top >= 100), int(np.floor(np.log10(max(top, 1)))) + 1)]
+    values = np.asarray([*(-p for p in reversed(powers)), 0, *powers])
+    reach = float(_signed_log(np.asarray(top))) * 1.05
+    text = [f"{value:,}".replace("-", "−") for value in values.tolist()]
+    return {"tickvals": _signed_log(values), "ticktext": text, "range": [-reach, reach]}
+
+
 def _add_bound(figure: go.Figure, row: int, x: np.ndarray, bound: np.ndarray, *, legend: bool) -> None:
     """The two lines that no score can cross, one step per head."""
     if not np.isfinite(bound).any():
@@ -312,7 +335,7 @@ def _add_bound(figure: go.Figure, row: int, x: np.ndarray, bound: np.ndarray, *,
     for sign in (1, -1):
         figure.add_scatter(
             x=steps_x,
-            y=np.repeat(sign * bound, 3),
+            y=np.repeat(sign * _signed_log(bound), 3),
             mode="lines",
             line={"color": theme.BOUND, "width": 1.6},
             hoverinfo="skip",

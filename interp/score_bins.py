@@ -29,7 +29,7 @@ def score_edges() -> np.ndarray:
     return edges
 
 
-def count_scores(scores: Float[Tensor, "head *cell"]) -> Int[Tensor, "head score_bin"]:
+def count_scores(scores: Float[Tensor, "head row key"]) -> Int[Tensor, "head score_bin"]:
     """How many scores of each head fall into each bin, ``left ≤ s < right``; −∞ falls into the first.
 
     Args:

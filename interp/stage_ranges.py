@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hooks import AttentionSpec
 from interp.progress import track
+from interp.ranges import score_bound
+from interp.stages import steps_before
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -88,13 +90,16 @@ def _one(cap: "Capture", layer: int, stage: str) -> dict[str, np.ndarray]:
     high = by_distance["score_max"].max("distance").values
     bound = _bounds(cap, layer, stage)
     group = cap.cfg.n_heads // k.shape[1]
+    # ALiBi only lowers scores: with it the bound holds from above alone.
+    lowered = stage == "final" and cap.spec(layer).alibi_slopes is not None
+    largest = high if lowered else np.maximum(np.abs(low), np.abs(high))
     return {
         "score_min": low,
         "score_max": high,
         "score_mean": mean,
         "score_std": np.sqrt(m2 / count.sum()),
         "bound": bound,
-        "utilisation": np.maximum(np.abs(low), np.abs(high)) / bound,
+        "utilisation": largest / bound,
         "q_norm": _rms_norm(q),
         "k_norm": np.repeat(_rms_norm(k), group),
     }
@@ -109,6 +114,30 @@ def _by_distance(cap: "Capture", layer: int, stage: str) -> xr.Dataset:
     return attention_statistics(
         cap.q(layer, stage), cap.k(layer, stage), _linear(cap.spec(layer)), groups=("distances",)
     )
+
+
+def _bounds(cap: "Capture", layer: int, stage: str) -> np.ndarray:
+    """What the weights prove about each head's scores at a stage; NaN where they prove nothing."""
+    cfg, constants, steps = cap.cfg, cap.constants(layer), cap.steps(layer)
+    done = steps[: steps_before(stage, steps)]
+    normed = "norm" in done
+    bound = score_bound(
+        cfg.qk_norm if normed else None,
+        cfg.rope_for(layer) if "rope" in done else None,
+        constants.gain_q if normed else None,
+        constants.gain_k if normed else None,
+        constants.spec if stage == "final" else _linear(constants.spec),
+        bias_q=constants.bias_q if normed else None,
+        bias_k=constants.bias_k if normed else None,
+        clip_qkv=cfg.clip_qkv if "clip" in done else None,
+        clip_position=cfg.clip_position,
+        frequencies=constants.inv_freq if "rope" in done else None,
+        length=len(cap.tokens),
+        max_distance=len(cap.tokens) - 1,
+        d_head=cfg.d_head,
+    )
+    heads = np.broadcast_to(np.asarray(bound, dtype=np.float64), cfg.n_heads)
+    return np.where(np.isinf(heads), np.nan, heads)
 
 
 def _linear(spec: AttentionSpec) -> AttentionSpec:

@@ -105,15 +105,16 @@ def attention_statistics(
         if progress is not None:
             progress(finished, total)
 
-    offset = 0
+    offset = measured_rows = 0
     for part, rows in zip(chosen, samples.rows, strict=True):
-        before = totals.sums() if samples.estimate else {}
+        before = totals.sums(measured_rows) if samples.estimate else {}
         height = block_height(memory_budget, q.shape[1] // k.shape[1], part, spec, dtype)
         work = Pass(q, k, spec, part, totals, groups, low, map_shape, value_norm, dtype, height)
         work.run(offset, done)
         offset += part.row.numel()
+        measured_rows += rows.numel()
         if samples.estimate:
-            errors.add(before, totals.sums(), rows.numel())
+            errors.add(before, totals.sums(measured_rows))
     measured = Measured(see, chosen, samples, errors, query_positions, key_positions, value_norm, low)
     values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
     return build_dataset(totals, measured, values)
@@ -133,8 +134,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor | None, w_o: Tensor | None, s
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x is not None and (x.ndim != 3 or not x.is_floating_point() or not x.numel()):
             raise InputError(
-                f"{name} must be floating point [position head d_head] and not empty; it is {x.dtype} {tuple(x.shape)}. "
-                "Leave out the batch axis: one call measures one sequence."
+                f"{name} must be floating point [position head d_head] and not empty; it is {x.dtype} "
+                f"{tuple(x.shape)}. Leave out the batch axis: one call measures one sequence."
             )
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads % kv_heads or q.shape[2] != k.shape[2]:

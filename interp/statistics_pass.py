@@ -1,4 +1,4 @@
-"""The one pass over q and k in portable torch: a block of query rows × the keys they see, every statistic, then the next.
+"""The one pass over q and k in portable torch: a block of query rows × the keys they see, then the next.
 
 A block holds all the keys of its rows, so its softmax is exact and nothing is rescaled later.
 """
@@ -74,7 +74,7 @@ class Pass:
 
 
 class Buffers:
-    """Two padded blocks, for scores and pattern, and one plain one, reused by every block of a pass.
+    """Two padded blocks, for scores and pattern, and plain scratch, reused by every block of a pass.
 
     A block sits between paddings one row narrower than it is high, so that stepping a row and a column at once
     walks a diagonal: seen with that stride each distance is a column.
@@ -177,16 +177,14 @@ class Block:
         if not bool(torch.isfinite(top).all()):
             raise InputError("a score overflows: q, k or the scale is too large. Give q and k as float64.")
         self.top = top.double()
-        reference = top
-        if work.spec.sinks is not None:
-            sink = work.spec.sinks[self.heads].to(self.scores)[:, None]
-            reference = torch.maximum(top, sink)
+        sink = None if work.spec.sinks is None else work.spec.sinks[self.heads].to(self.scores)[:, None]
+        reference = top if sink is None else torch.maximum(top, sink)
         if "rows" in work.groups:
             argmax = self.scores.argmax(-1) + self.keys.start
             work.totals.rows["argmax_key"][self.heads, self.out] = work.visibility.key[argmax]
         torch.exp(self.scores.sub_(reference[..., None]), out=self.pattern)
         total = self.pattern.sum(-1).double()
-        if work.spec.sinks is not None:
+        if sink is not None:
             total = total + (sink.double() - reference.double()).exp()
         self.log_total = total.log()
         self.lse = reference.double() + self.log_total
@@ -221,9 +219,7 @@ class Block:
             return (self.pattern * near).sum(-1)
         diagonals = self.buffers.diagonals(self.buffers.pattern, *self.shape[1:], padding=0.0)
         last = self._last_distance()
-        columns = slice(
-            max(last - LOCAL_DISTANCE + 1, 0), max(min(last + LOCAL_DISTANCE, diagonals.shape[2]), 0)
-        )
+        columns = slice(max(last - LOCAL_DISTANCE + 1, 0), max(min(last + LOCAL_DISTANCE, diagonals.shape[2]), 0))
         return diagonals[:, :, columns].sum(-1)
 
     def _last_distance(self) -> int:

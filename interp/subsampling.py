@@ -82,15 +82,12 @@ class GroupErrors:
     groups: int = 0
     _moments: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def add(
-        self, before: dict[str, tuple[Tensor, Tensor | None]], after: dict[str, tuple[Tensor, Tensor | None]], rows: int
-    ) -> None:
-        """Count one group by what it added to the running sums; sizes default to its number of rows."""
+    def add(self, before: dict[str, tuple[Tensor, Tensor]], after: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Count one group by what it added to the running sums and to their sizes."""
         self.groups += 1
         for name, (total, size) in after.items():
-            total = total - before[name][0]
-            size = total.new_tensor(rows) if size is None else size - before[name][1]
-            values = [total, size, total.square(), total * size, size.square()]
+            s, c = total - before[name][0], size - before[name][1]
+            values = [s, c, s.square(), s * c, c.square()]
             held = self._moments.get(name)
             self._moments[name] = values if held is None else [a + b for a, b in zip(held, values, strict=True)]
 
@@ -102,7 +99,3 @@ class GroupErrors:
         ratio = total / size
         spread = (s2 - 2 * ratio * sc + ratio.square() * c2).clamp_min(0)
         return (self.groups / (self.groups - 1) * spread).sqrt() / size
-
-    def names(self) -> list[str]:
-        """Variables that were estimated."""
-        return list(self._moments)

@@ -28,13 +28,16 @@ def head_label(layer: object, head: object) -> str:
 
 
 def number(value: float) -> str:
-    """A number as a reader wants it: three significant digits, no exponent where it can be helped."""
+    """A number as a reader wants it: three significant digits, a true minus, no exponent where it can be helped."""
     value = float(value)
     if not np.isfinite(value):
         return "–"
-    if value == 0 or 0.001 <= abs(value) < 10_000:
-        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{value:.2e}"
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 1000 and abs(rounded) < 1e7:
+        text = f"{rounded:,.0f}"
+    else:
+        text = f"{rounded:.3g}"
+    return text.replace("-", "−")
 
 
 def kinds(ranges: xr.Dataset) -> dict[str, np.ndarray]:
@@ -84,8 +87,8 @@ def _distance_sentence(bias: xr.Dataset, ranges: xr.Dataset, typical: xr.DataArr
     ]
     layer, head, r2 = _largest(bias["positional_r2"])
     return (
-        f"The median head spends half of its attention within {' and '.join(parts)}. Distance alone explains most of "
-        f"the scores in {head_label(layer, head)}: {r2:.0%} of their variance."
+        f"The median head spends half of its attention within {' and '.join(parts)}. Distance alone explains the "
+        f"scores best in {head_label(layer, head)}: {r2:.0%} of their variance."
     )
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from interp.score_bins import N_BINS
 
+_ROWS = ("lse", "max_score", "min_score", "entropy", "varentropy", "mean_distance", "local_mass", "max_prob")
+
 
 @dataclass
 class Totals:
@@ -50,8 +52,7 @@ class Totals:
 
         totals = cls()
         if "rows" in groups:
-            names = ("lse", "max_score", "min_score", "entropy", "varentropy", "mean_distance", "local_mass", "max_prob")
-            totals.rows = {name: full(heads, rows, value=torch.nan, dtype=dtype) for name in names}
+            totals.rows = {name: full(heads, rows, value=torch.nan, dtype=dtype) for name in _ROWS}
             totals.rows["argmax_key"] = full(heads, rows, value=-1, dtype=torch.int64)
             totals.rows["sink_mass"] = full(heads, rows, sinks, value=torch.nan, dtype=dtype)
         if "keys" in groups:
@@ -97,17 +98,18 @@ class Totals:
         d["score_min"][heads, at] = torch.minimum(d["score_min"][heads, at], smallest.double())
         d["score_max"][heads, at] = torch.maximum(d["score_max"][heads, at], largest.double())
 
-    def sums(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """What subsampling estimates: name → (sum so far, the pairs it was summed over; None for every query)."""
-        out: dict[str, tuple[Tensor, Tensor | None]] = {}
+    def sums(self, rows: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """What subsampling estimates: name → (sum so far, how many it sums: `rows` queries, pairs or cells)."""
+        out: dict[str, tuple[Tensor, Tensor]] = {}
+        queries = torch.tensor(float(rows))
         if self.keys:
-            out["received"] = (self.keys["received"].clone(), None)
+            out["received"] = (self.keys["received"].clone(), queries)
         if self.distances:
             d = self.distances
             out["score_mean"] = (d["score_mean"] * d["scored"], d["scored"].clone())
             for name in ("attention", "attention_value"):
                 if name in d:
-                    out[name] = (d[name].clone(), None)
+                    out[name] = (d[name].clone(), queries)
         if self.map:
             out["map_mean"] = (self.map["map_sum"].clone(), self.map["map_count"].double())
         return out

@@ -126,9 +126,7 @@ class Visibility:
 
     def in_step(self, rows: slice) -> bool:
         """One more row and one more key keep the distance: the block's diagonals are its distances."""
-        return (
-            self.keys_in_step and _in_step(self.query_index[rows]) and _in_step(self.query_position[rows])
-        )
+        return self.keys_in_step and _in_step(self.query_index[rows]) and _in_step(self.query_position[rows])
 
     def hidden(self, rows: slice, keys: slice) -> list[tuple[slice, Bool[Tensor, "row strip"]]]:
         """The strips of a block where some row does not see some key, with True where hidden."""

@@ -67,8 +67,11 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(*(seconds[kind] for kind in kinds), strict=True))
         peaks = {kind: in_own_process(memory, kind, name, arguments.tokens) for kind in kinds}
         for kind in kinds:
-            print(f"{name} {kind:>12}: {statistics.median(seconds[kind]):6.2f} s, peak + {peaks[kind] / 2**20:5.0f} MiB")
-        print(f"{name} ratio at {tokens.shape[1]:,} tokens: time {ratio:.2f}, memory {peaks['ropescope'] / peaks['transformers']:.2f}")
+            print(
+                f"{name} {kind:>12}: {statistics.median(seconds[kind]):6.2f} s, peak + {peaks[kind] / 2**20:5.0f} MiB"
+            )
+        memory_ratio = peaks["ropescope"] / peaks["transformers"]
+        print(f"{name} ratio at {tokens.shape[1]:,} tokens: time {ratio:.2f}, memory {memory_ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from interp.texts import standard_text
 
 warnings.filterwarnings("ignore", message=".*beyond the .* tokens.*")
 N, WINDOW = 16_384, 2_048
-LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-YARN = {"rope_type": "yarn", "original_max_position_embeddings": 8192, "beta_fast": 32, "beta_slow": 1}
+TRAINED = {"original_max_position_embeddings": 8192}
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **TRAINED}
+YARN = {"rope_type": "yarn", "beta_fast": 32, "beta_slow": 1, **TRAINED}
 TABLE = {
     "default": (None, [2.475, 2.292, 2.388, 2.160, 1.862, 3.300, 5.498, 6.661]),
     "linear ×2": ({"rope_type": "linear", "factor": 2.0}, [3.414, 3.527, 3.360, 3.380, 3.213, 3.509, 3.586, 3.461]),

