@@ -10,6 +10,8 @@ from hooks.attach_probe import find_layers, interface_set
 from hooks.attached import ATTACHMENT, AttachedTransformer
 from hooks.errors import AttachError
 
+_WRAPPED = "_original_component"
+
 
 def attach(model: Any, tokenizer: Any = None) -> AttachedTransformer:
     """The hook names of `HookedTransformer` on a model that keeps its own code and weights.
@@ -18,13 +20,14 @@ def attach(model: Any, tokenizer: Any = None) -> AttachedTransformer:
     computed by `hooks.attend` (so it can be watched); `AttachedTransformer.detach` restores everything.
 
     Args:
-        model: a live decoder of transformers, with or without its output head, quantised or not, or a TransformerBridge,
-            whose original model is attached under its own modules. A model that is attached already is detached first.
+        model: a live decoder of transformers, with or without its output head, quantised or not, or a
+            TransformerBridge, of which the model inside is attached, on the same weights. A model that is attached
+            already is detached first.
         tokenizer: needed only where text goes in or out; a bridge brings its own.
 
     Raises:
-        AttachError: it is no transformers decoder, its attention does not go through transformers' AttentionInterface, or
-            its layers cannot be told apart.
+        AttachError: it is no transformers decoder, its attention does not go through transformers'
+            AttentionInterface, or its layers cannot be told apart.
 
     Example:
         >>> with HookedTransformer.attach(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-30B-A3B")) as model:
@@ -56,18 +59,27 @@ def _attention_configs(model: nn.Module) -> list[Any]:
     return list({id(config): config for config in held if type(config) is type(text)}.values())
 
 
-def unbridged(module: nn.Module) -> nn.Module:
-    """The module tree without TransformerBridge's wrappers: its own modules again, on the same parameters.
+def unbridged(model: nn.Module) -> nn.Module:
+    """The model without TransformerBridge's wrappers: copies of its own modules, on the same parameters.
 
-    A bridge puts wrappers into the tree of its model; the tree here is a copy of the modules that hold some, so the bridge
-    goes on working. A tree without wrappers is returned as it is.
+    A bridge puts wrappers into the tree of its model. The tree returned has none, and hooks and configs of its own, so
+    that the bridge goes on working beside it; a model without wrappers is returned as it is.
     """
-    wrapped = module._modules.get("_original_component")
+    if not any(_WRAPPED in module._modules for module in model.modules()):
+        return model
+    return _unwrapped(model, {})
+
+
+def _unwrapped(module: nn.Module, copied: dict[int, Any]) -> nn.Module:
+    """A copy of one module and of all inside it; `copied` holds the one copy of each module and config."""
+    wrapped = module._modules.get(_WRAPPED)
     if wrapped is not None:
-        return unbridged(wrapped)
-    children = {name: child if child is None else unbridged(child) for name, child in module._modules.items()}
-    if all(child is module._modules[name] for name, child in children.items()):
-        return module
-    own = copy.copy(module)
-    own.__dict__["_modules"] = children
+        return _unwrapped(wrapped, copied)
+    if id(module) in copied:
+        return copied[id(module)]
+    own = copied[id(module)] = copy.copy(module)
+    own.__dict__ |= {name: copy.copy(value) for name, value in vars(module).items() if "_hooks" in name}
+    own.__dict__["_modules"] = {n: child and _unwrapped(child, copied) for n, child in module._modules.items()}
+    if "config" in own.__dict__:
+        own.__dict__["config"] = copy.deepcopy(own.__dict__["config"], copied)
     return own

@@ -1,4 +1,4 @@
-"""A HookedTransformerConfig for an attached model: what the probe measured, and a schedule only where it proves right."""
+"""A HookedTransformerConfig for an attached model: what the probe measured, and a schedule where it proves right."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from hooks.rope import Rotary, rotate
 def attached_config(model: Any, layers: list[LayerFacts]) -> HookedTransformerConfig:
     """The settings of a foreign model that its captures and reports rely on.
 
-    ``rope`` is set only when rotating the probe's own tensors with it gives what entered the score; otherwise it is None
-    and ``provenance`` says so, since captures of such a model hold right q and k all the same.
+    ``rope`` is set only when rotating the probe's own tensors with it gives what entered the score; otherwise it is
+    None and ``provenance`` says so, since captures of such a model hold right q and k all the same.
 
     Args:
         model: the transformers model.
@@ -26,7 +26,7 @@ def attached_config(model: Any, layers: list[LayerFacts]) -> HookedTransformerCo
     text = model.config.get_text_config()
     attending = [(i, facts) for i, facts in enumerate(layers) if facts.attention is not None]
     first = attending[0][1]
-    windows = {facts.spec.window for _, facts in attending} - {None}
+    windows = [facts.spec.window for _, facts in attending if facts.spec.window is not None]
     nope = tuple(i for i, facts in attending if "rope" not in facts.steps["q"])
     types = tuple("sliding_attention" if f.spec.window is not None else "full_attention" for f in layers)
     options = {

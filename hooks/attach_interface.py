@@ -27,7 +27,7 @@ from hooks.errors import AttachError
 
 IMPLEMENTATION = "ropescope"
 HANDLER = "_ropescope_attend"
-_ANYTHING = object()
+_ANYTHING: Any = object()
 _ROWS = 256
 # Arguments that change a pattern in ways that an AttentionSpec has no word for.
 _FOREIGN = ("position_bias", "head_mask", "indices", "attention_bias", "alibi")

@@ -95,8 +95,8 @@ class AttachedRegistry(HookRegistry):
             )
         if leaf in ("hook_scale", "hook_normalized", "hook_cos", "hook_sin"):
             return (
-                "norms and rotations of an attached model are its own modules; hook the tensors on both sides, or load a "
-                "family that has a row with HookedTransformer.from_pretrained"
+                "norms and rotations of an attached model are its own modules; hook the tensors on both sides, "
+                "or load a family that has a row with HookedTransformer.from_pretrained"
             )
         return None
 
@@ -112,8 +112,8 @@ def _stage_reason(facts: LayerFacts, leaf: str, tensor: str, layer: int) -> str:
     if "clip" in leaf:
         return f"clipping, where {kind} has any, happens inside its code; it has {there}"
     return (
-        f"{kind} makes {tensor} from a fused or compressed projection, so this stage has no module of its own; it has "
-        f"{there}, of which {facts.final(tensor)} enters the score"
+        f"{kind} makes {tensor} from a fused or compressed projection, so this stage has no module of its own; "
+        f"it has {there}, and {facts.final(tensor)} is what enters the score"
     )
 
 

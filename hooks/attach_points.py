@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -15,6 +15,7 @@ from hooks.attach_interface import HANDLER, same_width
 from hooks.attach_probe import LayerFacts, Tap, first_tensor, from_heads, to_heads
 from hooks.attend import AttentionSpec
 from hooks.attention import attend_hooked
+from hooks.config import QKNormConfig
 from hooks.errors import AttachError
 
 
@@ -42,16 +43,27 @@ class NormGain:
     """
 
     def __init__(self, tap: Tap, like: Tensor):
+        self.config = QKNormConfig()  # what is measured has a fixed scale in it already
         self._tap, self._signs = tap, torch.ones_like(like[:1, :1])
         self._signs[..., 1::2] = -1
 
-    @torch.no_grad()
     def effective_gain(self) -> Float[Tensor, "head d_head"]:
         """What each normalised feature is multiplied by, float32, an offset of 1 included."""
-        signs, layout = self._signs, self._tap.layout
-        # Large enough for eps not to count; both signs, so that a bias cancels.
-        up, down = (self._tap.module(from_heads(x, layout)) for x in (1000 * signs, -1000 * signs))
-        return (to_heads(up - down, signs.shape[2], layout) * signs / 2)[0, 0].float()
+        up, down = self._answers()
+        return (up - down) * self._signs[0, 0].float() / 2
+
+    @property
+    def bias(self) -> Float[Tensor, "head d_head"] | None:
+        """What is added to each feature after its gain; None where nothing is."""
+        up, down = self._answers()
+        return (up + down) / 2 if bool((up + down).any()) else None
+
+    @torch.no_grad()
+    def _answers(self) -> list[Float[Tensor, "head d_head"]]:
+        """The norm of signs and of opposite signs, large enough for eps not to count."""
+        layout, heads = self._tap.layout, self._signs.shape[2]
+        given = (from_heads(size * self._signs, layout) for size in (1000, -1000))
+        return [to_heads(self._tap.module(x), heads, layout)[0, 0].float() for x in given]
 
 
 class AttachedAttention(nn.Module):
@@ -63,6 +75,7 @@ class AttachedAttention(nn.Module):
     """
 
     hook_z: HookPoint
+    hook_out: HookPoint
     q_norm: NormGain
     k_norm: NormGain
 
@@ -98,7 +111,7 @@ class AttachedAttention(nn.Module):
                 f"no W_O here: the output projection ({kind}) is quantised or no plain matrix; hook_z holds the heads' "
                 "outputs before it and hook_attn_out their sum after it"
             )
-        weight = self._facts[0].output.weight  # pyright: ignore[reportOptionalMemberAccess]
+        weight = cast(nn.Linear, self._facts[0].output).weight
         return rearrange(weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any) -> Tensor:
@@ -147,14 +160,15 @@ class AttachedAttention(nn.Module):
 
     def _project(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor | None:
         """Past hook_result, when watched, and hook_out."""
-        result, point = getattr(self, "hook_result", None), self.hook_out
+        result: HookPoint | None = getattr(self, "hook_result", None)
+        point = self.hook_out
         if self._run.silent or not (point.has_hooks() or (result is not None and result.has_hooks())):
             return None
         if result is not None and result.has_hooks():
             z = args[0].unflatten(-1, (self.n_heads, -1))
             out = result(torch.einsum("bphd,hdm->bphm", z, self.W_O)).sum(2)
-            if module.bias is not None:
-                out = out + module.bias
+            bias = cast(nn.Linear, module).bias
+            out = out if bias is None else out + bias
         return point(out)
 
 
@@ -166,6 +180,10 @@ class AttachedBlock(nn.Module):
         run: shared by all layers.
         embed: where the first layer's input passes before it is this layer's.
     """
+
+    hook_resid_pre: HookPoint
+    hook_resid_post: HookPoint
+    attn: AttachedAttention | None
 
     def __init__(self, facts: LayerFacts, run: Pass, embed: HookPoint | None = None):
         super().__init__()

@@ -94,33 +94,36 @@ def find_layers(model: nn.Module) -> list[LayerFacts]:
     def record(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> None:
         attending.setdefault(module, (q.clone(), k.clone(), v.clone(), spec))
 
+    name, failure = type(model).__name__, None
     with _watching(model) as calls, recording(record), torch.no_grad():
-        _run(model)
+        try:
+            _run(model)
+        except AttachError:
+            raise
+        except Exception as error:
+            failure = error
     if not attending:
         raise AttachError(
-            f"the attention of {type(model).__name__} does not go through transformers' AttentionInterface, so its q and "
-            "k cannot be seen from outside; HookedTransformer.from_pretrained loads the families that it has a row for"
-        )
+            f"the attention of {name} does not go through transformers' AttentionInterface, so its q and k cannot be "
+            "seen from outside; HookedTransformer.from_pretrained loads the families that it has a row for"
+        ) from failure
+    if failure is not None:
+        raise AttachError(
+            f"{name} cannot be attached: a run on {PROBE_LENGTH} token ids through transformers' AttentionInterface "
+            f"failed with {type(failure).__name__}: {failure}"
+        ) from failure
     layers = _decoder_layers(model, list(attending))
     return [_facts(layer, calls, attending) for layer in layers]
 
 
 def _run(model: Any) -> None:
-    """One pass over a few ordinary token ids, saying what failed if it does."""
+    """One pass over a few ordinary token ids."""
     text_config = model.config.get_text_config()
     special = {v for c in (model.config, text_config) for k, v in vars(c).items() if k.endswith(("_id", "_index"))}
     ordinary = [i for i in range(text_config.vocab_size) if i not in special] or [0]
     ids = [ordinary[(2 * i + 1) * len(ordinary) // (2 * PROBE_LENGTH)] for i in range(PROBE_LENGTH)]
     device = model.get_input_embeddings().weight.device
-    try:
-        model(input_ids=torch.tensor([ids], device=device), use_cache=False)
-    except AttachError:
-        raise
-    except Exception as error:
-        raise AttachError(
-            f"{type(model).__name__} cannot be attached: a run on {PROBE_LENGTH} token ids through transformers' "
-            f"AttentionInterface failed with {type(error).__name__}: {error}"
-        ) from error
+    model(input_ids=torch.tensor([ids], device=device), use_cache=False)
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -1,14 +1,14 @@
 """A live transformers decoder under our hook names: the same captures, on the model's own code and weights.
 
-q, k, v and everything up to z pass through transformers' ``AttentionInterface``; projections, norms and the residual stream
-through module hooks. Nothing is converted, and `AttachedTransformer.detach` takes every trace away.
+q, k, v and everything up to z pass through transformers' ``AttentionInterface``; projections, norms and the residual
+stream through module hooks. Nothing is converted, and `AttachedTransformer.detach` takes every trace away.
 """
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ from transformer_lens.hook_points import HookPoint
 from hooks.attach_config import attached_config
 from hooks.attach_interface import HANDLER, IMPLEMENTATION
 from hooks.attach_names import AttachedRegistry
-from hooks.attach_points import AttachedBlock, LayerContext, Pass
+from hooks.attach_points import AttachedAttention, AttachedBlock, LayerContext, Pass
 from hooks.attach_probe import LayerFacts
 from hooks.attend import AttentionSpec
 from hooks.cache import check_full_fits
@@ -45,20 +45,22 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     def __init__(self, original_model: Any, layers: list[LayerFacts], configs: list[Any], tokenizer: Any = None):
         super().__init__()
-        self.original_model = original_model
         self.training = original_model.training
         self.tokenizer = tokenizer
         self._run = Pass()
         self._cfg = attached_config(original_model, layers)
         self.hook_embed = HookPoint()
-        self.blocks = nn.ModuleList(
-            AttachedBlock(facts, self._run, self.hook_embed if i == 0 else None) for i, facts in enumerate(layers)
-        )
+        blocks = [AttachedBlock(f, self._run, self.hook_embed if i == 0 else None) for i, f in enumerate(layers)]
+        self.blocks = nn.ModuleList(blocks)
+        self._blocks = tuple(blocks)
         self._tuples = {facts.layer: not facts.calls[0].bare for facts in layers if facts.calls}
-        self.registry = AttachedRegistry(self._cfg, layers)
+        self._names = AttachedRegistry(self._cfg, layers)
+        self.registry = self._names
         self.setup()
+        # Only now: TransformerLens' setup writes a name into every module that it finds.
+        self.original_model = original_model
         self._configs = [(config, config._attn_implementation_internal) for config in configs]
-        self._handles = [handle for block in self.blocks for handle in block.install()]
+        self._handles = [handle for block in self._blocks for handle in block.install()]
         for config in configs:
             config._attn_implementation_internal = IMPLEMENTATION
         original_model.__dict__[ATTACHMENT] = self.detach
@@ -87,9 +89,9 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         """Give the model its own attention back and take every hook of ours off it; safe to call twice."""
         for handle in self._handles:
             handle.remove()
-        for block in self.blocks:
+        for block in self._blocks:
             if block.attn is not None:
-                block.attn.original_module.__dict__.pop(HANDLER, None)
+                vars(block.attn.original_module).pop(HANDLER, None)
         for config, implementation in self._configs:
             config._attn_implementation_internal = implementation
         self._handles, self._configs = [], []
@@ -103,11 +105,12 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     def attention_steps(self, layer: int, tensor: str) -> tuple[str, ...]:
         """The steps of q and k that can be seen from both sides in this layer, in order; see `hooks.names`."""
-        return self.registry.steps(layer, tensor)
+        return self._names.steps(layer, tensor)
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer turns q and k into a pattern, as it told the interface."""
-        return self.blocks[layer].attn.spec
+        self._names.steps(layer, "q")
+        return cast(AttachedAttention, self._blocks[layer].attn).spec
 
     def forward(
         self,
@@ -184,7 +187,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
     def _base(self) -> Any:
         """The model without its output head: the part of it that holds the layers."""
         parts = (part for part in self.original_model.children() if not isinstance(part, nn.ModuleList))
-        body = next((part for part in parts if self.blocks[0].layer in part.modules()), None)
+        body = next((part for part in parts if self._blocks[0].layer in part.modules()), None)
         return self.original_model if body is None else body
 
     def _call(
@@ -277,10 +280,10 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         call, positions = self._call(self._check_tokens(tokens), position_ids, attention_mask, {})
         with self._silent(stand_in):
             self._base(**call)
-        if len(beside) < len(self.blocks) or any(stream is not streams[0] for stream in streams):
+        if len(beside) < len(self._blocks) or any(stream is not streams[0] for stream in streams):
             raise AttachError(
-                f"{type(self.original_model).__name__} does more between its layers than hand the residual stream on, so "
-                "they cannot be run one at a time; run the whole model with hooks instead"
+                f"{type(self.original_model).__name__} does more between its layers than hand the residual stream on, "
+                "so they cannot be run one at a time; run the whole model with hooks instead"
             )
         return streams[0], LayerContext(positions, beside)
 
@@ -299,7 +302,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         """Put stand-ins in place of the layers, with no point firing."""
         self._run.silent = True
         try:
-            with _standing_in([block.layer for block in self.blocks], stand_in):
+            with _standing_in([block.layer for block in self._blocks], stand_in):
                 yield
         finally:
             self._run.silent = False

@@ -71,12 +71,11 @@ def visible_keys(
     Returns:
         True where visible, with a leading batch axis only when ``key_mask`` is given.
     """
-    ahead = query_index[:, None] - key_index[None, :]
-    visible = ahead >= 0 if spec.causal else torch.ones_like(ahead, dtype=torch.bool)
+    # Compared, never subtracted: a difference would be an 8-byte integer per cell.
+    i, j = query_index[:, None], key_index[None, :]
+    visible = (j <= i) if spec.causal else torch.ones(len(i), j.shape[1], dtype=torch.bool, device=i.device)
     if spec.window is not None:
-        visible = visible & (ahead < spec.window)
-        if not spec.causal:
-            visible = visible & (ahead > -spec.window)
+        visible = visible & (j > i - spec.window) & (j < i + spec.window)
     return visible if key_mask is None else visible & key_mask[:, None, :]
 
 

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
-from transformers.activations import ACT2FN
 
+from hooks.activations import activation
 from hooks.attention import Attention, AttentionContext
 from hooks.config import HookedTransformerConfig
 from hooks.norms import Norm
@@ -25,7 +25,7 @@ class MLP(MLPWeights, nn.Module):
         self.up_proj = nn.Linear(cfg.d_model, cfg.d_mlp, **options)
         self.down_proj = nn.Linear(cfg.d_mlp, cfg.d_model, **options)
         self.gated = cfg.gated_mlp
-        self.act = ACT2FN[cfg.act_fn]
+        self.act = activation(cfg)
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
         self.hook_out = HookPoint()
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
     def __init__(self, cfg: HookedTransformerConfig, layer: int, device: torch.device | str | None = None):
         super().__init__()
-        self.parallel = cfg.parallel_attn_mlp
+        self.parallel, self.shared_norm = cfg.parallel_attn_mlp, cfg.parallel_shared_norm
         before, after = cfg.block_norms in ("pre", "sandwich"), cfg.block_norms in ("post", "sandwich")
         has_mlp = not cfg.attn_only
 
@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.ln1_post = norm(after)
         self.hook_attn_out = HookPoint()
         self.hook_resid_mid = HookPoint() if has_mlp and not self.parallel else None
-        self.ln2 = norm(before and has_mlp)
+        self.ln2 = norm(before and has_mlp and not self.shared_norm)
         self.mlp = MLP(cfg, device) if has_mlp else None
         self.ln2_post = norm(after and has_mlp)
         if has_mlp:
@@ -73,11 +73,13 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after this block."""
         resid = self.hook_resid_pre(resid)
-        attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.ln1(resid), context, self._split_inputs(resid))))
+        attn_in = self.ln1(resid)
+        attn_out = self.hook_attn_out(self.ln1_post(self.attn(attn_in, context, self._split_inputs(resid))))
         if self.mlp is None:
             return self.hook_resid_post(resid + attn_out)
         mlp_in = resid if self.hook_resid_mid is None else self.hook_resid_mid(resid + attn_out)
-        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(mlp_in))))
+        normed = attn_in if self.shared_norm else self.ln2(mlp_in)
+        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(normed)))
         if self.parallel:
             return self.hook_resid_post(resid + attn_out + mlp_out)
         return self.hook_resid_post(mlp_in + mlp_out)

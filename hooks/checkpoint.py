@@ -109,6 +109,11 @@ def _from_live(source: nn.Module, **options: Any) -> HookedTransformer:
     """A transformers model in memory; its weights are shared."""
     if not isinstance(source, PreTrainedModel):
         raise UnknownModelError(f"{type(source).__name__} is no transformers model, so it has no config to read")
+    if any(not p.is_floating_point() for p in source.parameters()) or getattr(source, "hf_quantizer", None) is not None:
+        raise WeightError(
+            f"the given {type(source).__name__} is quantised, so it has no plain matrices to share; "
+            "HookedTransformer.attach(model) hooks it as it is"
+        )
     hf, weights = source.config.to_dict(), source.state_dict()
     if options["device"] is None and weights:
         options["device"] = next(iter(weights.values())).device

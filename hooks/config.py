@@ -65,6 +65,8 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         norm_scale_before_cast: Block norms multiply by the gain before casting back.
         norm_affine: Block norms have a gain.
         norm_bias: LayerNorm's β in the block norms.
+        parallel_shared_norm: In a parallel block, the MLP reads what attention reads (Cohere) and has no norm of its
+            own (GPT-NeoX has).
         attn_bias: Biases of the q, k and v projections.
         attn_out_bias: Bias of the output projection.
         mlp_bias: Biases of the MLP.
@@ -92,6 +94,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
     norm_scale_before_cast: bool
     norm_affine: bool
     norm_bias: bool
+    parallel_shared_norm: bool
     attn_bias: bool
     attn_out_bias: bool
     mlp_bias: bool
@@ -122,6 +125,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         norm_scale_before_cast: bool = False,
         norm_affine: bool = True,
         norm_bias: bool = False,
+        parallel_shared_norm: bool = False,
         attn_bias: bool = False,
         attn_out_bias: bool = False,
         mlp_bias: bool = False,

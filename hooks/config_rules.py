@@ -14,7 +14,7 @@ _CHOICES = {
     "clip_position": ("projection", "norm", "rope"),
     "block_norms": ("pre", "post", "sandwich"),
     "normalization_type": ("RMS", "LN"),
-    "act_fn": ("silu", "gelu", "gelu_pytorch_tanh", "relu"),
+    "act_fn": ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "xielu"),
     "attention_dir": ("causal", "bidirectional"),
 }
 _AT_LEAST_ONE = (
@@ -33,6 +33,7 @@ _BOOLEANS = (
     "norm_scale_before_cast",
     "norm_affine",
     "norm_bias",
+    "parallel_shared_norm",
     "attn_bias",
     "attn_out_bias",
     "mlp_bias",
@@ -190,3 +191,5 @@ def _check_norms(settings: Mapping[str, Any]) -> None:
         raise ConfigError("norm_bias=True needs normalization_type='LN' and norm_affine=True")
     if settings["rmsnorm_uses_offset"] and settings["normalization_type"] != "RMS":
         raise ConfigError("rmsnorm_uses_offset=True needs normalization_type='RMS'")
+    if settings["parallel_shared_norm"] and not (settings["parallel_attn_mlp"] and settings["block_norms"] == "pre"):
+        raise ConfigError("parallel_shared_norm=True needs parallel_attn_mlp=True and block_norms='pre'")

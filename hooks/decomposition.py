@@ -2,8 +2,8 @@
 
 A norm with its divisor s held fixed is linear, N(x) = γ ⊙ (x − mean(x)) / s (RMSNorm: without the mean; its bias is not
 part of it), so what a norm makes of a sum is the sum of what it makes of the parts. TransformerLens divides and takes γ
-to be folded into the next weights; here γ is applied. Post-norms (OLMo 2, Gemma) are one more such step between a head or
-neuron and the residual stream.
+to be folded into the next weights; here γ is applied. Post-norms (OLMo 2, Gemma) are one more such step between a head
+or neuron and the residual stream.
 """
 
 from dataclasses import dataclass
@@ -207,7 +207,8 @@ class DecomposableCache(LensActivationCache):
     def _norm_name(self, layer: int | None, mlp_input: bool) -> str:
         """Which norm the input of a layer passes."""
         index = self._layer(layer)
-        return "ln_final" if index == self.model.cfg.n_layers else f"blocks.{index}.ln{2 if mlp_input else 1}"
+        own = mlp_input and not self.model.cfg.parallel_shared_norm
+        return "ln_final" if index == self.model.cfg.n_layers else f"blocks.{index}.ln{2 if own else 1}"
 
     def _norm_before(self, layer: int | None, mlp_input: bool) -> nn.Module:
         """The norm that the input of a layer passes; Identity where there is none."""

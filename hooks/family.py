@@ -6,7 +6,7 @@ dropped in silence; what the row reads and the file leaves out is a default of t
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +28,7 @@ _BOOKKEEPING = """
     top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
     bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens
+    begin_suppress_tokens auto_map cache_implementation hidden_dropout classifier_dropout
 """
 BOOKKEEPING = frozenset(_BOOKKEEPING.split())
 # What RopeConfig.from_hf reads beside the keys of each family.
@@ -40,6 +40,7 @@ class Settings(Mapping[str, Any]):
 
     def __init__(self, raw: Mapping[str, Any], family: "Family"):
         self.raw = {key: value for key, value in raw.items() if value is not None}
+        self.null = raw.keys() - self.raw.keys()
         self.family = family
         self.read: set[str] = set()
         self.provenance: dict[str, str] = {}
@@ -54,6 +55,11 @@ class Settings(Mapping[str, Any]):
             return value
         raise KeyError(key)
 
+    def optional(self, key: str) -> Any:
+        """A setting for which null has a meaning of its own, "none"; None as well where neither file nor row has it."""
+        self.read.add(key)
+        return None if key in self.null or not (key in self.raw or key in self.family.defaults) else self[key]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)
 
@@ -64,18 +70,53 @@ class Settings(Mapping[str, Any]):
 Read = str | Callable[[Settings], Any]  # a config.json key, or a function of the whole file
 
 
-def rope_of(hf: Settings) -> Rope:
-    """The rotation in any spelling that config.json files use; a missing base is the family's default, on record."""
-    hf.read.update(ROPE_KEYS)
-    bases = [key for key in ("rope_theta", "rope_local_base_freq") if key in hf.family.defaults]
-    nested = "rope_parameters" in hf.raw
-    rope = RopeConfig.from_hf(hf.raw if nested else {**hf.raw, **{key: hf[key] for key in bases}})
-    for each in rope.values() if isinstance(rope, dict) else [rope]:
-        if each is not None and each.partial_rotary_factor not in (None, 1.0):
-            raise ConfigError(
-                f"partial_rotary_factor={each.partial_rotary_factor}: {hf.family.model_type} rotates whole heads only"
-            )
-    return rope
+@dataclass(frozen=True)
+class RopeReader:
+    """Reads a family's rotation in any spelling that config.json files use; a missing base is its default, on record.
+
+    Attributes:
+        share: the config.json key for the share of a head that rotates; None where whole heads do.
+        interleaved: adjacent features form a pair.
+        nope_on_full: full layers do not rotate where the model has a window.
+        types: what transformers' code for the family runs; None = every rope_type.
+    """
+
+    share: str | None = None
+    interleaved: bool = False
+    nope_on_full: bool = False
+    types: tuple[str, ...] | None = None
+
+    def __call__(self, hf: Settings) -> Rope:
+        """The schedule, or one for each layer type; None where positions are not rotary."""
+        hf.read.update(ROPE_KEYS)
+        rope = RopeConfig.from_hf(self._with_defaults(hf))
+        if isinstance(rope, dict):
+            return {name: each and self._finish(each, hf) for name, each in rope.items()}
+        rope = rope and self._finish(rope, hf)
+        if self.nope_on_full and hf.optional("sliding_window") is not None:
+            return {"sliding_attention": rope, "full_attention": None}
+        return rope
+
+    def _with_defaults(self, hf: Settings) -> dict[str, Any]:
+        """The file, with what its family assumes where it says nothing."""
+        blocks = {"rope_parameters", "rope_scaling"} & hf.raw.keys()
+        assumed = ["rope_parameters"] if not blocks else []
+        assumed += [] if "rope_parameters" in blocks else ["rope_theta", "rotary_emb_base", "rope_local_base_freq"]
+        assumed += ["original_max_position_embeddings"] if blocks else []
+        return {**hf.raw, **{key: hf[key] for key in assumed if key in hf.family.defaults}}
+
+    def _finish(self, rope: RopeConfig, hf: Settings) -> RopeConfig:
+        """One schedule with the family's own share and pairing, checked against what its code runs."""
+        family = hf.family.model_type
+        if self.types is not None and rope.rope_type not in self.types:
+            raise ConfigError(f"rope_type={rope.rope_type!r}: transformers' {family} runs {', '.join(self.types)} only")
+        if self.share is not None:
+            hf.read.add(self.share)
+            if rope.partial_rotary_factor is None:
+                rope = replace(rope, partial_rotary_factor=hf[self.share])
+        elif rope.partial_rotary_factor not in (None, 1.0) and rope.rope_type != "proportional":
+            raise ConfigError(f"partial_rotary_factor={rope.partial_rotary_factor}: {family} rotates whole heads only")
+        return replace(rope, interleaved=True) if self.interleaved else rope
 
 
 @dataclass(frozen=True)
@@ -89,6 +130,20 @@ class Part:
 
     name: str
     take: Callable[[Tensor, HookedTransformerConfig], Tensor]
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """A weight that the checkpoint keeps as one tensor for each head; they are stacked, so memory is not shared.
+
+    Attributes:
+        name: template of the tensors' names, ``{h}`` the head.
+    """
+
+    name: str
+
+
+Source = str | Part | PerHead  # where a weight lies in the checkpoint
 
 
 @dataclass(frozen=True)
@@ -130,7 +185,9 @@ class Family:
         only: config.json key → the one value that transformers' code for the family has a meaning for.
         ignored: keys that transformers' code for the family stores and never uses.
         prefixes: what may stand before the decoder's names.
-        ignored_weights: prefixes of tensors that are not part of the language model.
+        ignored_weights: globs of tensors that are not part of the language model.
+        fixed_weights: globs of tensors that hold constants of the code here, and the value that they must have.
+        renamed: names in older files → names in transformers now.
         rope: reads the rotation.
         nested: the key under which the language model's own config lies, if it does.
         gguf: how GGUF files keep this family.
@@ -140,13 +197,15 @@ class Family:
     source: str
     settings: Mapping[str, Read]
     defaults: Mapping[str, Any]
-    weights: Mapping[str, str | Part]
+    weights: Mapping[str, Source]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     prefixes: tuple[str, ...] = ("model.", "")
     ignored_weights: tuple[str, ...] = ()
-    rope: Callable[[Settings], Rope] = rope_of
+    fixed_weights: Mapping[str, float] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    rope: Callable[[Settings], Rope] = RopeReader()
     nested: str | None = None
     gguf: GGUFLayout | None = None
 

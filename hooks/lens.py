@@ -203,7 +203,8 @@ class LensMixin(StackedWeights):
             InputError: an output bias passes a post-norm, so that it is no constant.
         """
         total = self.unembed.weight.new_zeros(self.cfg.d_model)
-        for index in range(layer + mlp_input):
+        with_own_attention = mlp_input and not self.cfg.parallel_attn_mlp
+        for index in range(layer + with_own_attention):
             block: Any = self.blocks[index]
             written = [(block.attn.o_proj.bias, block.ln1_post)]
             if include_mlp_biases and index < layer and block.mlp is not None:

@@ -1,7 +1,7 @@
 """The registry of hook names: axes, meaning, when each fires, aliases, globs and did-you-mean errors.
 
-`hook_table` describes every hook point of a config; the model's modules create the same points, and a test holds the two
-against each other.
+`hook_table` describes every hook point of a config; the model's modules create the same points, and a test holds the
+two against each other.
 """
 
 import difflib
@@ -155,7 +155,8 @@ def _block_infos(cfg: HookedTransformerConfig, layer: int) -> list[HookInfo]:
     stream = "batch pos d_model"
     infos = [HookInfo(b + "hook_resid_pre", stream, "residual stream before the block")]
     if cfg.block_norms in ("pre", "sandwich"):
-        infos += _norm_infos(b + "ln1", "the norm before attention")
+        both = " and the MLP" if cfg.parallel_shared_norm else ""
+        infos += _norm_infos(b + "ln1", f"the norm before attention{both}")
     infos += _attention_infos(cfg, layer)
     if cfg.block_norms in ("post", "sandwich"):
         infos += _norm_infos(b + "ln1_post", "the norm after attention")
@@ -172,7 +173,7 @@ def _mlp_infos(cfg: HookedTransformerConfig, b: str) -> list[HookInfo]:
     infos = []
     if not cfg.parallel_attn_mlp:
         infos.append(HookInfo(b + "hook_resid_mid", stream, "residual stream between attention and MLP"))
-    if cfg.block_norms in ("pre", "sandwich"):
+    if cfg.block_norms in ("pre", "sandwich") and not cfg.parallel_shared_norm:
         infos += _norm_infos(b + "ln2", "the norm before the MLP")
     infos.append(HookInfo(b + "mlp.hook_pre", wide, "MLP before the activation function"))
     if cfg.gated_mlp:

@@ -40,7 +40,7 @@ class TokenizingMixin:
             TokenizerError: the model has no tokenizer, or texts of different lengths.
         """
         if isinstance(text, Tensor):
-            return torch.atleast_2d(text).to(self.device)
+            return self._check_tokens(text)
         tokenizer = self._require_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
         rows = [tokenizer(t, add_special_tokens=prepend_bos is None)["input_ids"] for t in texts]

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from hooks.errors import WeightError
-from hooks.family import Family, Part
+from hooks.family import Family, Part, PerHead, Source
 from hooks.model import HookedTransformer
 
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 _SHOWN = 4
+_STALE = ("*.rotary_emb.inv_freq",)  # files of older versions of transformers keep this buffer
+_ROUNDING = 2**-8  # a constant may have been stored in bfloat16
 
 
 def adopt_weights(
@@ -29,6 +32,7 @@ def adopt_weights(
     Raises:
         WeightError: a tensor is missing, left over, of the wrong shape, not floating point, or not finite.
     """
+    tensors = {family.renamed.get(name, name): tensor for name, tensor in tensors.items()}
     prefix = _prefix(family, tensors)
     dtype, device = model.cfg.dtype, model.cfg.device
     used: set[str] = set()
@@ -42,17 +46,19 @@ def adopt_weights(
             adopted[name] = adopted["embed.weight"]
             continue
         source = _source(family, name)
-        theirs = _template(source).format(p=prefix, i=_layer(name))
-        if theirs not in tensors:
-            missing.append(theirs)
+        heads = range(parameter.shape[0]) if isinstance(source, PerHead) else range(1)
+        theirs = [_template(source).format(p=prefix, i=_layer(name), h=head) for head in heads]
+        absent = [each for each in theirs if each not in tensors]
+        if absent:
+            missing += absent
             continue
-        used.add(theirs)
-        tensor = source.take(tensors[theirs], model.cfg) if isinstance(source, Part) else tensors[theirs]
-        _check(theirs, tensor, parameter, where, check_finite)
+        used.update(theirs)
+        tensor = _put_together(source, {each: tensors[each] for each in theirs}, model, where)
+        _check(theirs[0], tensor, parameter, where, check_finite)
         adopted[name] = nn.Parameter(tensor.detach().to(device=device, dtype=dtype))
     if missing:
         raise WeightError(f"{where} lacks {_some(missing)}; it is not a whole {family.model_type} checkpoint")
-    extra = [t for t in tensors if t not in used and not t.startswith(family.ignored_weights)]
+    extra = [t for t in tensors if t not in used and not _is_known(t, tensors[t], family, where)]
     if extra:
         raise WeightError(
             f"{where} has weights with no place in the model that its config describes: {_some(sorted(extra))}"
@@ -66,7 +72,33 @@ def _prefix(family: Family, tensors: Mapping[str, Tensor]) -> str:
     return next((p for p in family.prefixes if name.format(p=p) in tensors), family.prefixes[0])
 
 
-def _source(family: Family, name: str) -> str | Part:
+def _put_together(source: Source, tensors: Mapping[str, Tensor], model: HookedTransformer, where: str) -> Tensor:
+    """One of our weights from the tensor that holds it, or from those of its heads."""
+    parts = list(tensors.values())
+    try:
+        if isinstance(source, Part):
+            return source.take(parts[0], model.cfg)
+        return torch.stack(parts) if isinstance(source, PerHead) else parts[0]
+    except RuntimeError as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        raise WeightError(f"shapes {shapes} in {where} do not fit the config: {error}") from error
+
+
+def _is_known(name: str, tensor: Tensor, family: Family, where: str) -> bool:
+    """Whether a tensor that no weight came from may be there.
+
+    Raises:
+        WeightError: it should hold a constant and holds another value.
+    """
+    for pattern, value in family.fixed_weights.items():
+        if fnmatchcase(name, pattern):
+            if bool(((tensor.float() - value).abs() > _ROUNDING * abs(value)).any()):
+                raise WeightError(f"{name} in {where} is {tensor.tolist()}; {family.model_type} is built with {value}")
+            return True
+    return any(fnmatchcase(name, pattern) for pattern in (*_STALE, *family.ignored_weights))
+
+
+def _source(family: Family, name: str) -> Source:
     """The row's entry for one of our parameters."""
     template = _LAYER.sub("blocks.{i}.", name)
     if template not in family.weights:
@@ -74,9 +106,9 @@ def _source(family: Family, name: str) -> str | Part:
     return family.weights[template]
 
 
-def _template(source: str | Part) -> str:
+def _template(source: Source) -> str:
     """The template of the tensor that holds a weight."""
-    return source.name if isinstance(source, Part) else source
+    return source if isinstance(source, str) else source.name
 
 
 def _layer(name: str) -> str:

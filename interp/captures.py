@@ -1,6 +1,5 @@
 """One pass of a model over a text that keeps what attention is made of: q and k at several stages, v, the loss."""
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.errors import InputError, StageError, TextError
-from hooks.names import attention_steps
-from hooks.rope import inv_freq
+from interp.constants import LayerConstants, layer_constants
 from interp.layers import stack_layers
 from interp.progress import track
 from interp.provenance import describe
@@ -24,23 +22,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig
-    from hooks.attention import Attention
 
 DEFAULT_STAGES = ("pre_norm", "pre_rope")
-
-
-@dataclass(frozen=True)
-class LayerConstants:
-    """The weights that an analysis of one layer needs once q, k and v are known."""
-
-    gain_q: Float[Tensor, "head d_head"] | None
-    gain_k: Float[Tensor, "kv_head d_head"] | None
-    bias_q: Float[Tensor, "head d_head"] | None
-    bias_k: Float[Tensor, "kv_head d_head"] | None
-    inv_freq: Float[Tensor, " pair"] | None
-    attention_factor: float
-    w_o: Float[Tensor, "head d_head d_model"]
-    spec: "AttentionSpec"
 
 
 @dataclass(frozen=True)
@@ -180,9 +163,7 @@ class Capture:
         done = steps_before(stage, held.steps)
         if done is None or done not in held.q:
             why = "has no such step" if done is None else "was captured without it"
-            raise StageError(
-                f"no stage {stage!r} in layer {layer}: it {why}; it holds {', '.join(self.stages(layer))}"
-            )
+            raise StageError(f"no stage {stage!r} in layer {layer}: it {why}; it holds {', '.join(self.stages(layer))}")
         return done
 
 
@@ -212,17 +193,15 @@ def capture(
         InputError: token ids that the model does not know.
     """
     chosen = _chosen_layers(model.cfg, layers)
-    steps = {layer: attention_steps(model.cfg, layer, "q") for layer in chosen}
+    steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
     tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
-    started = time.monotonic()
     held, nll = _run(model, tokens, stages, steps)
     str_tokens = model.to_str_tokens(tokens[0]) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
         "tokens": f"{tokens.shape[1]:,}",
         "layers": _ranges(chosen),
         "stages": ", ".join(dict.fromkeys((*stages, "final"))),
-        "forward pass": f"{time.monotonic() - started:.1f} s",
     }
     return Capture(
         cfg=model.cfg,
@@ -288,40 +267,8 @@ def _layer_capture(
         q={done: kept[f"hook_q_{stage}"] for done, stage in by_steps.items()},
         k={done: kept[f"hook_k_{stage}"] for done, stage in by_steps.items()},
         v=kept["hook_v_final"],
-        constants=_constants(model, layer, n_tokens),
+        constants=layer_constants(model, layer, n_tokens),
     )
-
-
-def _constants(model: "HookedTransformer", layer: int, n_tokens: int) -> LayerConstants:
-    """Gains, frequencies and output weights of a layer, detached from the graph."""
-    attn, rope = model.blocks[layer].attn, model.cfg.rope_for(layer)
-    frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)
-    if rope is not None and rope.learnable:
-        frequencies = model.rotary[model.cfg.layer_type(layer)].inv_freq.detach()
-    gain_q, bias_q = _gain_and_bias(attn, "q_norm")
-    gain_k, bias_k = _gain_and_bias(attn, "k_norm")
-    return LayerConstants(
-        gain_q=gain_q,
-        gain_k=gain_k,
-        bias_q=bias_q,
-        bias_k=bias_k,
-        inv_freq=frequencies,
-        attention_factor=factor,
-        w_o=attn.W_O.detach(),
-        spec=attn.spec,
-    )
-
-
-def _gain_and_bias(attn: "Attention", name: str) -> tuple[Tensor | None, Tensor | None]:
-    """Gain and bias of a QK-norm for each head, its fixed scale included; None where there is none."""
-    norm = getattr(attn, name, None)
-    if norm is None:
-        return None, None
-    gain = norm.effective_gain().detach()
-    if norm.bias is None:
-        return gain, None
-    per_head = norm.bias.detach().float().view(-1, gain.shape[-1]).expand_as(gain)
-    return gain, per_head * norm.config.scale
 
 
 def _tokens_of(
@@ -337,7 +284,7 @@ def _tokens_of(
         ids = ids[0]
     if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool)):
         raise InputError(
-            f"tokens must be one row of whole numbers, not shape {tuple(ids.shape)} of {str(ids.dtype)}: "
+            f"tokens must be one row of whole numbers, not shape {tuple(ids.shape)} of {ids.dtype!s}: "
             "capture one sequence at a time"
         )
     if n_tokens is not None:

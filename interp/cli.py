@@ -13,6 +13,7 @@ from hooks.errors import InputError, RopescopeError
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="See what a transformer does with position: attention and scores before and after QK-norm and RoPE.",
 )
 
@@ -28,7 +29,7 @@ def _ropescope() -> None:
 @app.command(epilog=_REPORT_EPILOG)
 def report(
     model: Annotated[
-        str, typer.Option(help="gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file.")
+        str, typer.Option(metavar="MODEL", help="gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file.")
     ] = "gemma3-270m",
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="A UTF-8 text file; by default the standard text.")
@@ -41,8 +42,12 @@ def report(
         str | None, typer.Option(metavar="LIST", help="Heads of each layer to show, such as 0-3; by default all.")
     ] = None,
     out: Annotated[str, typer.Option(metavar="FILE", help="Where to write the report.")] = "ropescope-report.html",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the model's own.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default the model's own.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default the model's own.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; by default the model's own.")
+    ] = None,
 ) -> None:
     """Run a model on a text and write one HTML file on its attention."""
     started = time.monotonic()
@@ -75,8 +80,8 @@ def main() -> NoReturn:
     except Exception as error:
         if type(error).__name__ == "Abort":
             status = 130
-        elif hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(f"{error.format_message()} See ropescope --help.", 2)
+        elif (usage := getattr(error, "format_message", None)) is not None:
+            _fail(f"{usage()} See ropescope --help.", 2)
         else:
             raise
     if status == 130:

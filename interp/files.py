@@ -20,7 +20,9 @@ def check_writable(path: str | Path) -> Path:
         if target.exists() and not target.is_file():
             raise OutputError(f"cannot write {str(path)!r}: it is not a regular file")
         if not target.parent.is_dir():
-            raise OutputError(f"cannot write {str(path)!r}: there is no directory {str(target.parent)!r}; create it first")
+            raise OutputError(
+                f"cannot write {str(path)!r}: there is no directory {str(target.parent)!r}; create it first"
+            )
         handle, probe = _temporary(target)
         os.close(handle)
         os.unlink(probe)

@@ -1,6 +1,6 @@
 """Datasets drawn as plotly figures; every number drawn is one that the Dataset holds."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -137,7 +137,7 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
             x=x,
             y=_signed_log(part["score_mean"]),
             mode="markers",
-            marker={"symbol": "line-ew-open", "size": 5, "color": "#ffffff", "line": {"width": 1.5}},
+            marker={"symbol": "line-ew-open", "size": 4, "color": "#ffffff", "line": {"width": 1.5}},
             hoverinfo="skip",
             showlegend=False,
             row=row,
@@ -155,8 +155,8 @@ def score_ranges(ranges: xr.Dataset) -> go.Figure:
     figure.update_xaxes(title="layer (one bar per head)", row=len(stages), col=1)
     figure.update_layout(barmode="overlay", bargap=0)
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
-    _finish(figure, None, height=130 + 200 * len(stages))
-    figure.update_layout(margin={"t": 64}, legend={"y": 1, "yref": "container", "yanchor": "top"})
+    _finish(figure, None, height=146 + 200 * len(stages))
+    figure.update_layout(margin={"t": 80}, legend={"y": 1, "yref": "container", "yanchor": "top"})
     return figure
 
 
@@ -232,7 +232,7 @@ def _positive(values: xr.DataArray) -> xr.DataArray:
     return values.where(values > 0).astype(np.float32)
 
 
-def _log_range(limits: tuple[float, float] | None) -> dict[str, Sequence[float]]:
+def _log_range(limits: tuple[float, float] | None) -> dict[str, Any]:
     """The range of a log axis, in the exponents that plotly wants."""
     return {} if limits is None else {"range": [float(np.log10(limits[0])), float(np.log10(limits[1]))]}
 
@@ -316,9 +316,10 @@ def _signed_log(values: np.ndarray) -> np.ndarray:
     return np.sign(values) * np.log10(1 + np.abs(values))
 
 
-def _signed_log_ticks(ranges: xr.Dataset) -> dict[str, Sequence]:
+def _signed_log_ticks(ranges: xr.Dataset) -> dict[str, Any]:
     """Ticks at powers of ten in both directions, and a range that holds every score and bound."""
-    top = max(float(abs(ranges[name]).max()) for name in ("score_min", "score_max", "bound") if ranges[name].notnull().any())
+    drawn = ranges[["score_min", "score_max", "bound"]].to_dataarray()
+    top = float(abs(drawn).max())
     # Next to ±100 there is no room for ±1.
     powers = [10**power for power in range(int(top >= 100), int(np.floor(np.log10(max(top, 1)))) + 1)]
     values = np.asarray([*(-p for p in reversed(powers)), 0, *powers])

@@ -34,7 +34,7 @@ def positional_bias(cap: "Capture") -> xr.Dataset:
             ),
             "score_mean": stats["score_mean"],
             "score_std": _described(
-                np.sqrt(stats["score_m2"] / count.where(seen)),
+                (stats["score_m2"] / count.where(seen)) ** 0.5,
                 "score",
                 "standard deviation of the score between pairs at this distance",
                 "sqrt(score_m2 / count)",

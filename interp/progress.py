@@ -3,7 +3,10 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _PATIENCE_SECONDS = 1.5
 _Item = TypeVar("_Item")
@@ -15,26 +18,26 @@ def track(items: Iterable[_Item], description: str) -> Iterator[_Item]:
     if not sys.stderr.isatty():
         yield from items
         return
-    started, bar, task = time.monotonic(), None, None
+    started, bar = time.monotonic(), None
     try:
         for done, item in enumerate(items):
             if bar is None and time.monotonic() - started > _PATIENCE_SECONDS:
-                bar = _bar()
-                task = bar.add_task(description, total=total, completed=done)
+                bar = _bar(description, total)
             if bar is not None:
-                bar.update(task, completed=done)
+                bar.update(bar.task_ids[0], completed=done)
             yield item
     finally:
         if bar is not None:
             bar.stop()
 
 
-def _bar():
+def _bar(description: str, total: int | None) -> "Progress":
     """A started rich progress bar that leaves no trace when it stops."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(description, total=total)
     bar.start()
     return bar

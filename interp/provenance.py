@@ -62,7 +62,8 @@ def versions() -> dict[str, str]:
 def _model_section(cfg: "HookedTransformerConfig") -> dict[str, str]:
     """The settings of a model that decide what its attention does."""
     full = [layer for layer in range(cfg.n_layers) if cfg.window(layer) is None]
-    windows = sorted({cfg.window(layer) for layer in range(cfg.n_layers)} - {None})
+    every = [cfg.window(layer) for layer in range(cfg.n_layers)]
+    windows = sorted({window for window in every if window is not None})
     section = {
         "name": str(cfg.model_name),
         "size": f"{cfg.n_layers} layers, {cfg.n_heads} heads, {cfg.n_kv_heads} kv heads, d_head {cfg.d_head}",

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.errors import InputError
-from hooks.rope import inv_freq
 from interp.rotation_blocks import RotationBlocks
 
 if TYPE_CHECKING:
@@ -52,7 +51,8 @@ def score_bound(
 
     The bound is strict in exact arithmetic (eps > 0); in float32 the observed score may exceed it by a factor
     1 + 1e-5, in bfloat16 by 1 + 2⁻⁶. It is tight, save for LayerNorm with ``distance=None``, for biases and for
-    clipping after the norm. ALiBi only lowers scores: the bound then holds for s from above, and there is none from below.
+    clipping after the norm. ALiBi only lowers scores: the bound then holds for s from above, and nothing bounds it
+    from below.
 
     Args:
         qk_norm: The norm; None if there is none.
@@ -89,8 +89,7 @@ def score_bound(
         raise InputError("the bound of a norm needs gain_q and gain_k (ones if it has none), that of a clip d_head.")
     if features is not None:
         blocks = _blocks(rope, frequencies, features, length)
-        limits = [limit - 1 for limit in (spec.window,) if limit is not None]
-        furthest = min([*limits, *([] if max_distance is None else [max_distance])], default=None)
+        furthest = _furthest(spec, max_distance)
         after_norm = qk_norm is not None and clip_position != "projection"
         if qk_norm is not None:
             radii = _radii(qk_norm, gain_q, gain_k, features, n_heads, n_kv_heads)
@@ -160,9 +159,18 @@ def score_quantile(ds: xr.Dataset, q: float | Sequence[float]) -> xr.DataArray:
     return xr.DataArray(values, {**coords, "quantile": levels}, dims, "score_quantile", attrs)
 
 
+def _furthest(spec: "AttentionSpec", max_distance: int | None) -> int | None:
+    """Largest distance that window and length leave; None if neither limits it."""
+    if spec.window is None:
+        return max_distance
+    return spec.window - 1 if max_distance is None else min(spec.window - 1, max_distance)
+
+
 def _features(gain_q: Gain | None, gain_k: Gain | None, d_head: int | None) -> int | None:
     """Features of a head, if anything tells."""
-    sizes = {gain.shape[-1] for gain in (gain_q, gain_k) if gain is not None} | ({d_head} - {None})
+    sizes = {gain.shape[-1] for gain in (gain_q, gain_k) if gain is not None}
+    if d_head is not None:
+        sizes.add(d_head)
     if len(sizes) > 1:
         raise InputError(f"gain_q, gain_k and d_head disagree about the features of a head: {sorted(sizes)}.")
     return next(iter(sizes), None)
@@ -201,6 +209,8 @@ def _blocks(rope: "RopeConfig | None", frequencies: Tensor | None, features: int
     """How the rotation pairs features."""
     if rope is None:
         return RotationBlocks.still(features)
+    from hooks.rope import inv_freq  # imports transformer_lens, seconds that statistics and quantiles need not wait for
+
     scheduled, factor = inv_freq(rope, features, length)
     angle = scheduled if frequencies is None else frequencies
     return RotationBlocks(features, angle.detach().double().cpu(), factor, bool(rope.interleaved))

@@ -16,7 +16,7 @@ from interp.files import check_writable, write_text
 from interp.losses import loss_by_position
 from interp.positional import bin_distances, positional_bias, typical_distance
 from interp.sinks import first_token_mass
-from interp.stage_ranges import stage_ranges
+from interp.stage_scores import stage_ranges
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -236,7 +236,8 @@ def _head_table(found: Analyses) -> dict[str, list]:
             at = {"layer": layer, "head": head}
             one = found.ranges.sel(at)
             spans = [
-                f"{summaries.number(one['score_min'].sel(stage=s))} … {summaries.number(one['score_max'].sel(stage=s))}"
+                f"{summaries.number(float(one['score_min'].sel(stage=s)))} … "
+                f"{summaries.number(float(one['score_max'].sel(stage=s)))}"
                 if np.isfinite(one["score_min"].sel(stage=s))
                 else "–"
                 for s, _ in stages

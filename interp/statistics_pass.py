@@ -19,6 +19,7 @@ from interp.visibility import Visibility
 
 _BUFFERS = 4
 _MAX_HEIGHT = 128
+_LARGE_SCORE = 32.0
 
 
 @dataclass
@@ -64,13 +65,20 @@ class Pass:
         for kv_head in range(self.k.shape[1]):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             keys = self.k[:, kv_head] if everything else self.k[self.visibility.key, kv_head]
-            keys = keys.to(self.dtype).contiguous()
+            keys = keys.to(self._score_dtype(heads, keys)).contiguous()
             for rows in self.visibility.blocks(self.height):
                 block = Block(self, blocks, heads, rows, row_offset)
                 block.score(keys)
                 block.measure()
                 if done is not None:
                     done(group * (rows.stop - rows.start))
+
+    def _score_dtype(self, heads: slice, keys: Float[Tensor, "kept d_head"]) -> torch.dtype:
+        """Precision of q·k: float64 where scores may be so large that float32 sums would show in the pattern."""
+        if not keys.numel():
+            return self.dtype
+        q_norm, k_norm = (torch.linalg.vector_norm(x, dim=-1, dtype=self.dtype).max() for x in (self.q[:, heads], keys))
+        return torch.float64 if abs(self.spec.scale) * float(q_norm) * float(k_norm) > _LARGE_SCORE else self.dtype
 
 
 class Buffers:
@@ -130,9 +138,12 @@ class Block:
     def score(self, keys: Float[Tensor, "kept d_head"]) -> None:
         """Fill the block with the scores that enter softmax; hidden cells hold unmasked scores."""
         work, spec = self.work, self.work.spec
-        q = work.q[work.visibility.row[self.rows], self.heads].to(work.dtype) * spec.scale
+        q = work.q[work.visibility.row[self.rows], self.heads].to(keys.dtype) * spec.scale
         for head in range(self.shape[0]):
-            torch.mm(q[:, head], keys[self.keys].T, out=self.scores[head])
+            if keys.dtype == work.dtype:
+                torch.mm(q[:, head], keys[self.keys].T, out=self.scores[head])
+            else:
+                self.scores[head].copy_(q[:, head] @ keys[self.keys].T)
         if spec.softcap is not None:
             self.scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
         if spec.alibi_slopes is not None:

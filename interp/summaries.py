@@ -33,10 +33,7 @@ def number(value: float) -> str:
     if not np.isfinite(value):
         return "–"
     rounded = float(f"{value:.3g}")
-    if abs(rounded) >= 1000 and abs(rounded) < 1e7:
-        text = f"{rounded:,.0f}"
-    else:
-        text = f"{rounded:.3g}"
+    text = f"{rounded:,.0f}" if 1000 <= abs(rounded) < 1e7 else f"{rounded:.3g}"
     return text.replace("-", "−")
 
 
@@ -50,11 +47,11 @@ def kinds(ranges: xr.Dataset) -> dict[str, np.ndarray]:
 def cards(cap: "Capture", ranges: xr.Dataset, sinks: xr.DataArray, typical: xr.DataArray) -> list[Card]:
     """The numbers at the top."""
     mean_loss = float(cap.loss.double().mean())
-    heads = sinks.size
+    resting = int((sinks > SINK_THRESHOLD).sum())
     shown = [
         Card(f"{len(cap.tokens):,}", "tokens read", f"positions 0 – {len(cap.tokens) - 1:,}"),
         Card(f"{mean_loss:.3f}", "nats per token", f"perplexity {number(np.exp(mean_loss))}"),
-        Card(f"{int((sinks > SINK_THRESHOLD).sum())} of {heads}", "sink heads", f"over {SINK_THRESHOLD:.0%} on token 0"),
+        Card(f"{resting} of {sinks.size}", "sink heads", f"over {SINK_THRESHOLD:.0%} on token 0"),
     ]
     for kind, layers in kinds(ranges).items():
         middle = float(np.median(typical.sel(layer=layers)))
@@ -122,9 +119,11 @@ def _bound_sentences(ranges: xr.Dataset) -> list[str]:
         return ["This model proves no bound on its scores: it has no QK-norm, no clipping and no soft-cap."]
     layer, head, share = nearest
     bound = ranges["bound"].sel(stage="final")
+    low, high = number(float(bound.min())), number(float(bound.max()))
+    limit = f"±{high}" if low == high else f"±{low} to ±{high}, depending on the head"
     return [
-        f"The weights prove that no text can push a score beyond ±{number(bound.min())} to ±{number(bound.max())}, "
-        f"depending on the head. {head_label(layer, head)} comes nearest, at {share:.1%} of its bound."
+        f"The weights prove that no text can push a score beyond {limit}. "
+        f"{head_label(layer, head)} comes nearest, at {share:.1%} of its bound."
     ]
 
 

@@ -35,9 +35,9 @@ class Text:
 
 @cache
 def standard_text() -> Text:
-    """The text that results are quoted on: Python's own language reference, as every Python installation has it.
+    r"""The text that results are quoted on: Python's own language reference, as every Python installation has it.
 
-    ``"\\n\\n".join(topics[k] for k in sorted(topics))`` of ``pydoc_data.topics``.
+    ``"\n\n".join(topics[k] for k in sorted(topics))`` of ``pydoc_data.topics``.
     """
     from pydoc_data.topics import topics
 
@@ -84,9 +84,7 @@ def as_text(text: "str | Text") -> Text:
     return Text(text, "text given in memory")
 
 
-def tokenise(
-    model: "HookedTransformer", text: Text, n_tokens: int | None = None
-) -> tuple["Int[Tensor, '1 pos']", str]:
+def tokenise(model: "HookedTransformer", text: Text, n_tokens: int | None = None) -> tuple["Int[Tensor, '1 pos']", str]:
     """The first n_tokens tokens of the text, and one line that says what was read.
 
     The standard text is repeated when more tokens are asked for than it has; any other text is used as far as it goes.

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/forward.py [--model gemma3-270m smollm2-135m] [--tokens 4096] [--repeats 5]
 
-Times alternate between the two in one process and medians are compared; peak memory above the loaded model is taken in a
-process of its own for each. At most 1.15 × (SmolLM2) and 1.0 × (Gemma) in time and 1.1 × in memory is what we hold
-ourselves to at 4,096 tokens.
+Times alternate between the two in one process and medians are compared; peak memory above the loaded model is
+taken in a process of its own for each. At most 1.15 × (SmolLM2) and 1.0 × (Gemma) in time and 1.1 × in memory is
+what we hold ourselves to at 4,096 tokens.
 """
 
 import argparse

@@ -237,13 +237,12 @@ def test_weights_in_transformer_lens_layout():
     close(model.OV.AB[1, 2], model.W_V[1, 1] @ model.W_O[1, 2])
 
 
-def test_the_three_protocols_hold_for_the_class_too():
+def test_the_three_protocols_hold():
     model = tiny_model()
     for protocol in (TransformerLensModel, TrainableTransformerLensModel, TransformerLensModelWithWeights):
         assert isinstance(model, protocol)
-        for member in protocol.__protocol_attrs__ if hasattr(protocol, "__protocol_attrs__") else ():
-            inspect.getattr_static(type(model), member)
-    assert inspect.getattr_static(model, "blocks") and inspect.getattr_static(model, "ln_final")
+    for member in ("cfg", "blocks", "ln_final"):  # checks from Python 3.12 on, and beartype's, read the class
+        assert isinstance(inspect.getattr_static(model, member), property)
 
 
 def metric(logits):
@@ -374,12 +373,14 @@ def test_the_detector_finds_planted_heads(kind):
     assert scores.flatten().sort().values[-2] < scores[where] - 0.2
 
 
-class Repeats(Dataset):
-    """Sequences whose second half repeats the first."""
+class Counting(Dataset):
+    """Sequences that count up in steps of one or two, from anywhere."""
 
-    def __init__(self, size, half, vocab):
-        first = torch.randint(vocab, (size, half), generator=torch.Generator().manual_seed(0))
-        self.tokens = torch.cat([first, first], 1)
+    def __init__(self, size, length, vocab):
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randint(vocab, (size, 1), generator=generator)
+        step = torch.randint(1, 3, (size, 1), generator=generator)
+        self.tokens = (start + step * torch.arange(length)) % vocab
 
     def __len__(self):
         return len(self.tokens)
@@ -393,7 +394,7 @@ def test_training_lowers_the_loss_and_keeps_the_bound(position):
     from interp import score_bound
 
     model = tiny_model(qk_norm=QKNormConfig(position=position), initializer_range=0.1)
-    data = Repeats(200 * 8, 8, model.cfg.d_vocab)
+    data = Counting(200 * 8, 12, model.cfg.d_vocab)
     with torch.no_grad():
         before = model(data.tokens[:32], return_type="loss")
     train(model, TrainConfig(num_epochs=1, batch_size=8, lr=3e-3, device="cpu", print_every=None), data)
@@ -401,7 +402,7 @@ def test_training_lowers_the_loss_and_keeps_the_bound(position):
     with torch.no_grad():
         after = model(data.tokens[:32], return_type="loss")
         _, cache = model.run_with_cache(data.tokens[:32], names_filter="blocks.*.attn.hook_attn_scores")
-    assert after < 0.9 * before
+    assert after < 0.5 * before
     for layer, block in enumerate(model.blocks):
         attn, cfg = block.attn, model.cfg
         gains = attn.q_norm.effective_gain(), attn.k_norm.effective_gain()

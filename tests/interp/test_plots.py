@@ -102,7 +102,9 @@ def test_typical_distance_is_the_smallest_that_holds_the_share(n, share):
     np.testing.assert_array_equal(typical_distance(bias, share), expected)
 
 
-@pytest.mark.parametrize(("layers", "heads", "n", "window"), [(1, 1, 1, 0), (2, 3, 2, 1), (3, 1, 97, 8), (30, 9, 4001, 512)])
+@pytest.mark.parametrize(
+    ("layers", "heads", "n", "window"), [(1, 1, 1, 0), (2, 3, 2, 1), (3, 1, 97, 8), (30, 9, 4001, 512)]
+)
 def test_distance_figures_draw_every_head(layers, heads, n, window):
     binned = bin_distances(bias_dataset(layers, heads, n, window)).assign_attrs(n_layers=layers)
     curves = plots.attention_by_distance(binned, title="t", y_range=(1e-6, 1.0))

@@ -17,7 +17,7 @@ from interp.files import check_writable, write_text
 from interp.positional import positional_bias
 from interp.reports import report
 from interp.sinks import first_token_mass
-from interp.stage_ranges import stage_ranges
+from interp.stage_scores import stage_ranges
 from interp.summaries import number
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\x00" + "w" * 3000

@@ -216,8 +216,7 @@ def test_block_size_does_not_matter(problem):
 
 def test_scores_of_several_hundred():
     torch.manual_seed(0)
-    q, k = torch.randn(200, 4, 64) * 6, torch.randn(200, 2, 64) * 6
-    spec = AttentionSpec(scale=0.125)
+    q, k = torch.randn(200, 4, 256) * 6, torch.randn(200, 2, 256) * 6
     scale = 300 / dense_scores(q, k, 1.0).abs().masked_fill(~visible(200, 200), 0).max().item()
     spec = AttentionSpec(scale=scale)
     want = dense_statistics(q, k, spec)

@@ -1,5 +1,6 @@
 """TransformerLens' identities and patching sweeps on Gemma 3 270M and SmolLM2 135M."""
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.slow
 TEXT = (
     "The hooked transformer keeps every query and key. The hooked transformer keeps every norm and every rotation, so "
     "that each can be read, edited and measured. When Mary and John went to the store, John gave a drink to Mary, and "
-    "Mary gave a drink to John, because both of them were thirsty."
+    "Mary gave a drink to John, because both of them were thirsty and the store was still open at that time."
 )
 
 
@@ -79,42 +80,46 @@ def test_a_previous_token_head_is_found(run):
 
 
 SWEEPS = {
-    "resid_pre": ("hook_resid_pre", lambda layer, pos: (slice(None), pos)),
-    "attn_head_out_all_pos": ("attn.hook_z", lambda layer, head: (slice(None), slice(None), head)),
-    "attn_head_q_all_pos": ("attn.hook_q", lambda layer, head: (slice(None), slice(None), head)),
-    "attn_head_k_all_pos": ("attn.hook_k", lambda layer, head: (slice(None), slice(None), head)),
-    "attn_head_v_all_pos": ("attn.hook_v", lambda layer, head: (slice(None), slice(None), head)),
-    "attn_head_pattern_all_pos": ("attn.hook_pattern", lambda layer, head: (slice(None), head)),
+    "resid_pre": ("hook_resid_pre", ("layer", "pos"), lambda pos: (slice(None), pos)),
+    "attn_head_out_all_pos": ("attn.hook_z", ("layer", "head"), lambda head: (slice(None), slice(None), head)),
+    "attn_head_q_all_pos": ("attn.hook_q", ("layer", "head"), lambda head: (slice(None), slice(None), head)),
+    "attn_head_k_all_pos": ("attn.hook_k", ("layer", "head"), lambda head: (slice(None), slice(None), head)),
+    "attn_head_v_all_pos": ("attn.hook_v", ("layer", "head"), lambda head: (slice(None), slice(None), head)),
+    "attn_head_pattern_all_pos": ("attn.hook_pattern", ("layer", "head_index"), lambda head: (slice(None), head)),
 }
 
 
+@pytest.mark.parametrize("run", ["smollm2-135m"], indirect=True)
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_a_patching_sweep_is_the_loop_by_hand(run, sweep):
     model = run[0]
-    if model.cfg.d_model == 640:
-        pytest.skip("sweeps run on SmolLM2")
-    clean, corrupted = (
-        model.to_tokens(f"{name} gave it to") for name in ("Mary and John went.", "John and Mary went.")
-    )
-    assert clean.shape == corrupted.shape
+    names = ("Mary and John", "John and Mary")
+    clean, corrupted = (model.to_tokens(f"When {name} went to the store, John gave a drink to") for name in names)
+    assert clean.shape == corrupted.shape and (clean != corrupted).sum() == 2
     mary, john = model.to_single_token(" Mary"), model.to_single_token(" John")
 
     def metric(logits):
         return logits[0, -1, mary] - logits[0, -1, john]
 
-    point, cell_of = SWEEPS[sweep]
+    point, axes, cell_of = SWEEPS[sweep]
+    last = model.cfg.n_layers - 1
+    second = [0, model.cfg.n_kv_heads - 1] if "head" in axes[1] else [int((clean != corrupted)[0].nonzero()[0]), -1]
+    cells = pd.DataFrame([(layer, i) for layer in (0, last // 2, last) for i in second], columns=list(axes))
     with torch.no_grad():
         _, cache = model.run_with_cache(clean, names_filter=f"blocks.*.{point}")
-        found = getattr(patching, f"get_act_patch_{sweep}")(model, corrupted, cache, metric)
-        assert found.std() > 1e-3
-        for layer in (0, 13, 29):
-            for second in (0, 2):
-                cell, name = cell_of(layer, second), f"blocks.{layer}.{point}"
+        patch = getattr(patching, f"get_act_patch_{sweep}")
+        found = patch(model, corrupted, cache, metric, index_axis_names=None, index_df=cells)
+        expected = []
+        for layer, index in cells.itertuples(index=False):
+            cell, name = cell_of(index), f"blocks.{layer}.{point}"
 
-                def swap(tensor, hook, cell=cell, name=name):
-                    tensor = tensor.clone()
-                    tensor[cell] = cache[name][cell]
-                    return tensor
+            def swap(tensor, hook, cell=cell, name=name):
+                tensor = tensor.clone()
+                tensor[cell] = cache[name][cell]
+                return tensor
 
-                with model.hooks(fwd_hooks=[(name, swap)]):
-                    torch.testing.assert_close(found[layer, second], metric(model(corrupted)), atol=1e-4, rtol=1e-4)
+            with model.hooks(fwd_hooks=[(name, swap)]):
+                expected.append(metric(model(corrupted)))
+        unpatched = metric(model(corrupted))
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert (found - unpatched).abs().max() > 1e-3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, GemmaTokenizer, PreTrainedTokenizerFast
 
 from hooks import HookedTransformer
 from hooks.model_store import KNOWN_MODELS
@@ -44,7 +44,9 @@ def pair(request, tmp_path_factory):
     theirs = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     )
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # The classes that AutoTokenizer chooses; it takes half a minute to find that out.
+    tokenizer_class = {"gemma3-270m": GemmaTokenizer, "smollm2-135m": PreTrainedTokenizerFast}[request.param]
+    tokenizer = tokenizer_class.from_pretrained(path.parent, gguf_file=path.name)
     return Pair(HookedTransformer.from_pretrained(request.param), theirs.eval(), tokenizer)
 
 

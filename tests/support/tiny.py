@@ -3,28 +3,45 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    HunYuanDenseV1Config,
-    HunYuanDenseV1ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
 
 CLASSES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
-    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
-    "hunyuan_v1_dense": (HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM),
+    family: (getattr(transformers, f"{stem}Config"), getattr(transformers, f"{model or stem}ForCausalLM"))
+    for family, stem, model in [
+        ("llama", "Llama", ""),
+        ("qwen3", "Qwen3", ""),
+        ("olmo2", "Olmo2", ""),
+        ("gemma3_text", "Gemma3Text", "Gemma3"),
+        ("hunyuan_v1_dense", "HunYuanDenseV1", ""),
+        ("mistral", "Mistral", ""),
+        ("qwen2", "Qwen2", ""),
+        ("olmo", "Olmo", ""),
+        ("olmo3", "Olmo3", ""),
+        ("gemma2", "Gemma2", ""),
+        ("smollm3", "SmolLM3", ""),
+        ("phi3", "Phi3", ""),
+        ("phi", "Phi", ""),
+        ("stablelm", "StableLm", ""),
+        ("cohere", "Cohere", ""),
+        ("cohere2", "Cohere2", ""),
+        ("gpt_neox", "GPTNeoX", ""),
+        ("exaone4", "Exaone4", ""),
+        ("apertus", "Apertus", ""),
+        ("glm4", "Glm4", ""),
+    ]
 }
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 MAX_POSITIONS = 64  # the "trained" length: short, so that dynamic schedules leave it
+PARTIAL = ("phi3", "phi", "stablelm", "gpt_neox", "glm4")  # rotate a part of each head
+# Their heads share the width of the model, whatever Shape says.
+WHOLE_WIDTH = ("phi3", "phi", "stablelm", "cohere2", "gpt_neox")
+# What transformers' code for these families cannot run.
+REFUSED = {
+    "phi3": {"linear", "dynamic", "yarn", "llama3", "proportional"},
+    "phi": {"proportional"},
+    "stablelm": {"proportional"},
+}
+CASES = [(family, kind) for family in CLASSES for kind in ROPE_TYPES if kind not in REFUSED.get(family, ())]
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,8 @@ class Shape:
     bias: bool = True
 
 
-def rope_parameters(rope_type: str, head_dim: int, theta: float = 10_000.0) -> dict:
-    """Settings of one schedule as transformers 5 spells them."""
+def rope_parameters(rope_type: str, width: int, theta: float = 10_000.0) -> dict:
+    """Settings of one schedule for so many rotated features, as transformers 5 spells them."""
     more = {
         "default": {},
         "linear": {"factor": 2.5},
@@ -52,8 +69,8 @@ def rope_parameters(rope_type: str, head_dim: int, theta: float = 10_000.0) -> d
         "longrope": {
             "factor": 4.0,
             "original_max_position_embeddings": 16,
-            "short_factor": [1.0 + 0.05 * i for i in range(head_dim // 2)],
-            "long_factor": [1.5 + 0.2 * i for i in range(head_dim // 2)],
+            "short_factor": [1.0 + 0.05 * i for i in range(width // 2)],
+            "long_factor": [1.5 + 0.2 * i for i in range(width // 2)],
         },
         "llama3": {
             "factor": 8.0,
@@ -61,41 +78,78 @@ def rope_parameters(rope_type: str, head_dim: int, theta: float = 10_000.0) -> d
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
         },
+        "proportional": {"factor": 1.5, "partial_rotary_factor": 0.5},
     }
     return {"rope_type": rope_type, "rope_theta": theta, **more[rope_type]}
 
 
 def tiny_config(family: str, shape: Shape, rope_type: str = "default", **more):
-    """A transformers config; Gemma 3 alternates layer types and scales its full layers only."""
+    """A transformers config that uses what is special to its family; where layer types differ, full layers scale."""
     config_class, _ = CLASSES[family]
+    d_model = shape.heads * shape.head_dim if family in WHOLE_WIDTH else shape.d_model
     settings = {
         "vocab_size": shape.vocab,
-        "hidden_size": shape.d_model,
+        "hidden_size": d_model,
         "intermediate_size": shape.d_mlp,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
         "max_position_embeddings": MAX_POSITIONS,
-        "attention_bias": shape.bias,
         "tie_word_embeddings": shape.tied,
-        "rope_parameters": rope_parameters(rope_type, shape.head_dim),
+        "rope_parameters": _rope(family, shape, rope_type),
         "pad_token_id": None,  # a padding row gets no gradient in torch's Embedding
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if family == "gemma3_text":
-        sliding = rope_parameters("default", shape.head_dim, theta=500.0)
-        settings |= {
-            "rope_parameters": {"full_attention": settings["rope_parameters"], "sliding_attention": sliding},
-            "sliding_window": 7,
-            "layer_types": ["sliding_attention", "full_attention"] * shape.layers,
-            "query_pre_attn_scalar": 19,
-        }
-        settings["layer_types"] = settings["layer_types"][: shape.layers]
-    if family == "llama":
+    if family not in WHOLE_WIDTH:
+        settings["head_dim"] = shape.head_dim
+    if family != "gpt_neox":
+        settings["num_key_value_heads"] = shape.kv_heads
+    if family not in ("mistral", "qwen2", "phi3", "phi", "stablelm", "exaone4"):
+        settings["attention_bias"] = shape.bias
+    if family in ("llama", "smollm3"):
         settings["mlp_bias"] = shape.bias
-    return config_class(**{**settings, **more})
+    return config_class(**{**settings, **_special(family, shape), **more})
+
+
+def _rope(family: str, shape: Shape, rope_type: str) -> dict:
+    """The rope_parameters of a family: nested where layer types differ, partial where a part of each head rotates."""
+    width = shape.head_dim
+    if family in PARTIAL:
+        width = min(width, max(4, 2 * (width // 4)))
+    scaled = rope_parameters(rope_type, width)
+    if family in PARTIAL:
+        # Not quite the share: the width is its product with head_dim, cut off and not rounded.
+        scaled["partial_rotary_factor"] = min(1.0, (width + 0.5) / shape.head_dim)
+    if family not in ("gemma3_text", "olmo3"):
+        return scaled
+    return {"full_attention": scaled, "sliding_attention": rope_parameters("default", width, theta=500.0)}
+
+
+def _special(family: str, shape: Shape) -> dict:
+    """Settings of one family alone."""
+    alternating = (["sliding_attention", "full_attention"] * shape.layers)[: shape.layers]
+    windows = {"sliding_window": 7, "layer_types": alternating}
+    return {
+        "gemma3_text": {**windows, "query_pre_attn_scalar": 19},
+        "mistral": {"sliding_window": 7},
+        "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+        "olmo": {"clip_qkv": 0.9},
+        "olmo3": windows,
+        "gemma2": {
+            **windows,
+            "query_pre_attn_scalar": 19,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+        "smollm3": {"use_sliding_window": True, "sliding_window": 7, "no_rope_layer_interval": 2},
+        "phi3": {"original_max_position_embeddings": 16, "sliding_window": None if shape.tied else 30},
+        "phi": {"qk_layernorm": not shape.tied},
+        "stablelm": {"qk_layernorm": True, "use_parallel_residual": shape.tied, "use_qkv_bias": shape.bias},
+        "cohere": {"use_qk_norm": not shape.tied, "logit_scale": 0.3},
+        "cohere2": {**windows, "logit_scale": 0.3},
+        "gpt_neox": {"use_parallel_residual": shape.bias},
+        "exaone4": windows,
+    }.get(family, {})
 
 
 def tiny_model(family: str, shape: Shape = Shape(), rope_type: str = "default", *, seed: int = 0, dtype=None, **more):
@@ -106,7 +160,7 @@ def tiny_model(family: str, shape: Shape = Shape(), rope_type: str = "default", 
     with torch.random.fork_rng():
         model = model_class._from_config(config, dtype=dtype or torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    gain_at_zero = 0.0 if family == "gemma3_text" else 1.0
+    gain_at_zero = 0.0 if family.startswith("gemma") else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

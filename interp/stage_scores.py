@@ -36,7 +36,7 @@ def stage_ranges(cap: "Capture") -> xr.Dataset:
     score would be if the remaining steps were left out.
 
     Returns:
-        Dataset over (layer, head, stage); layer_type over layer, stage_label over stage. NaN where a layer lacks a stage.
+        Dataset over (layer, head, stage), NaN where a layer lacks a stage, with layer_type and stage_label.
     """
     stages = _stages_in_order(cap)
     shape = (len(cap.layers), cap.cfg.n_heads, len(stages))
