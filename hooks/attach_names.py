@@ -40,10 +40,8 @@ class AttachedRegistry(HookRegistry):
         facts = self._layers[layer]
         if facts.attention is None:
             raise HookNameError(self._without_attention(layer))
-        if tensor == "v":
-            return ()
-        seen = min(len(facts.reachable(t)) for t in ("q", "k")) - 1
-        return facts.steps[tensor][len(facts.steps[tensor]) - seen :]
+        steps = facts.steps[tensor]
+        return () if tensor == "v" else steps[len(steps) - facts.visible_steps() :]
 
     def _no_match(self, selector: NameSelector) -> str:
         """Why a selector found nothing, and what would."""
@@ -75,7 +73,7 @@ class AttachedRegistry(HookRegistry):
         }
         if facts.attention is None:
             return self._without_attention(layer) if in_attention or ".attn." in selector else None
-        stage = re.match(r"hook_(?:rot_)?([qk])(?![a-z])", leaf)
+        stage = re.match(r"hook_(?:rot_)?([qkv])(?![a-z])", leaf)
         if stage:
             return _stage_reason(facts, leaf, stage[1], layer)
         if leaf in ("hook_result", "hook_out"):
@@ -109,7 +107,7 @@ def _stage_reason(facts: LayerFacts, leaf: str, tensor: str, layer: int) -> str:
         output = STEP_OUTPUT[step].format(tensor)
         if (leaf == output or leaf.endswith((f"_pre_{step}", f"_post_{step}"))) and step not in facts.steps[tensor]:
             return f"layer {layer} ({kind}) has no {what}; it has {there}"
-    if "clip" in leaf:
+    if "clip" in leaf or "clip" in facts.steps[tensor]:
         return f"clipping, where {kind} has any, happens inside its code; it has {there}"
     return (
         f"{kind} makes {tensor} from a fused or compressed projection, so this stage has no module of its own; "

@@ -141,7 +141,7 @@ class AttachedAttention(nn.Module):
     def _install_tap(self, name: str, tap: Tap) -> RemovableHandle:
         """One point between projection and score, on the output or the input of a module of the model."""
         point = getattr(self, name)
-        heads = self.n_kv_heads if name.startswith(("hook_k", "hook_rot_k")) else self.n_heads
+        heads = self.n_kv_heads if name.startswith(("hook_k", "hook_rot_k", "hook_v")) else self.n_heads
 
         def is_turn() -> bool:
             turn = self._turns[name] = self._turns.get(name, -1) + 1

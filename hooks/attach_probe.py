@@ -18,10 +18,15 @@ from hooks.errors import AttachError
 from hooks.names import STEP_OUTPUT
 
 PROBE_LENGTH = 7
-_PROJECTIONS = {"q": ("q_proj", "query_proj", "query"), "k": ("k_proj", "key_proj", "key")}
+_PROJECTIONS = {
+    "q": ("q_proj", "query_proj", "query"),
+    "k": ("k_proj", "key_proj", "key"),
+    "v": ("v_proj", "value_proj", "value"),
+}
 _NORMS = {
     "q": ("q_norm", "q_layernorm", "query_layernorm", "q_layer_norm", "qk_norm", "qk_layernorm"),
     "k": ("k_norm", "k_layernorm", "key_layernorm", "k_layer_norm", "qk_norm", "qk_layernorm"),
+    "v": (),
 }
 
 Layout = Literal["flat", "pos head", "head pos"]
@@ -79,8 +84,19 @@ class LayerFacts:
 
     def reachable(self, tensor: str) -> list[str]:
         """The points of q, k or v that can be hooked, in order; the last is the final one."""
-        points = [f"hook_{tensor}", *(STEP_OUTPUT[step].format(tensor) for step in self.steps[tensor])]
-        return [point for point in points if point in self.taps or point == points[-1]]
+        return [point for point in self._points(tensor) if point in self.taps or point == self.final(tensor)]
+
+    def visible_steps(self) -> int:
+        """How many of the last steps of q and of k have a point on both sides."""
+        counts = []
+        for tensor in ("q", "k"):
+            backwards = [point in self.reachable(tensor) for point in reversed(self._points(tensor))]
+            counts.append([*backwards, False].index(False) - 1)
+        return min(counts)
+
+    def _points(self, tensor: str) -> list[str]:
+        """The points that q, k or v would have if all of them could be hooked."""
+        return [f"hook_{tensor}", *(STEP_OUTPUT[step].format(tensor) for step in self.steps[tensor])]
 
 
 def find_layers(model: nn.Module) -> list[LayerFacts]:
@@ -113,7 +129,8 @@ def find_layers(model: nn.Module) -> list[LayerFacts]:
             f"failed with {type(failure).__name__}: {failure}"
         ) from failure
     layers = _decoder_layers(model, list(attending))
-    return [_facts(layer, calls, attending) for layer in layers]
+    settings = model.config.get_text_config().to_dict()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return [_facts(layer, calls, attending, settings) for layer in layers]
 
 
 def _run(model: Any) -> None:
@@ -179,6 +196,7 @@ def _facts(
     layer: nn.Module,
     calls: dict[nn.Module, list[Call]],
     attending: dict[nn.Module, tuple[Tensor, Tensor, Tensor, AttentionSpec]],
+    settings: dict[str, Any],
 ) -> LayerFacts:
     """What one layer is made of."""
     facts = LayerFacts(layer, calls.get(layer, []))
@@ -187,9 +205,8 @@ def _facts(
     facts.attention = next((module for module in layer.modules() if module in attending), None)
     if facts.attention is not None:
         facts.q, facts.k, facts.v, facts.spec = attending.pop(facts.attention)
-        facts.steps["v"] = ()
-        for tensor in ("q", "k"):
-            _trace(facts, tensor, calls)
+        for tensor in ("q", "k", "v"):
+            _trace(facts, tensor, calls, settings)
         attention_out = calls[facts.attention][0].out
         facts.output = next(
             (m for m in facts.attention.children() if m in calls and torch.equal(calls[m][-1].out, attention_out)), None
@@ -198,27 +215,28 @@ def _facts(
     return facts
 
 
-def _trace(facts: LayerFacts, tensor: str, calls: dict[nn.Module, list[Call]]) -> None:
-    """The steps from the projection of q or k to what enters the attention function, and where each can be tapped."""
+def _trace(facts: LayerFacts, tensor: str, calls: dict[nn.Module, list[Call]], settings: dict[str, Any]) -> None:
+    """The steps from the projection of q, k or v to what enters the attention function, and where to tap each."""
     final = getattr(facts, tensor)
     projection, norm = (_child(facts.attention, names[tensor], calls) for names in (_PROJECTIONS, _NORMS))
     start = _tapped(projection, final, calls) if projection is not None else None
     # A norm that q and k share runs on q first.
-    shared = norm is not None and len(calls[norm]) == 2
-    turn = int(shared and tensor == "k")
+    turn = int(norm is not None and len(calls[norm]) == 2 and tensor == "k")
     into = _tapped(norm, final, calls, is_input=True, turn=turn) if norm is not None else None
     out = _tapped(norm, final, calls, turn=turn) if norm is not None else None
     points: list[tuple[str | None, tuple[Tap, Tensor] | None]] = [(None, start)]
-    steps: list[str] = []
-    if norm is not None and into is not None and out is not None:
+    if into is not None and out is not None:
         facts.norms[tensor] = out[0]
         if start is not None and not _close(start[1], into[1]):
-            steps.append("rope")
             points.append(("rope", into))
-        steps.append("norm")
         points.append(("norm", out))
+    steps = [step for step, _ in points if step is not None]
+    # No module clips or rotates: a setting tells the one, and a change that nothing else explains the other.
+    if settings.get("clip_qkv") is not None:
+        steps.append("clip")
     last = points[-1][1]
-    if "rope" not in steps and (last is None or not _close(last[1], final)):
+    rotates = "rope" in str(settings) or "rotary" in str(settings) if last is None else not _close(last[1], final)
+    if tensor != "v" and "rope" not in steps and rotates:
         steps.append("rope")
     facts.steps[tensor] = tuple(steps)
     for step, found in points:

@@ -75,7 +75,7 @@ def _from_name(name: str, **options: Any) -> HookedTransformer:
     """A known model: its prepared wheel, else the Hub, else what to install."""
     directory = prepared_model(name)
     if directory is not None:
-        return _from_directory(directory, **options)
+        return _from_directory(directory, name, **options)
     known = KNOWN_MODELS[name]
     try:
         return _from_hub(known.hub_id, **options)
@@ -89,7 +89,7 @@ def _from_place(source: str | Path, **options: Any) -> HookedTransformer:
     """A path that exists, or else something that looks like a Hub id."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_directory(path, **options)
+        return _from_directory(path, path.resolve().name, **options)
     if path.is_file():
         if path.suffix != ".gguf":
             raise UnknownModelError(f"{path} is a file of no known kind; pass its directory, or a .gguf file")
@@ -117,20 +117,22 @@ def _from_live(source: nn.Module, **options: Any) -> HookedTransformer:
     hf, weights = source.config.to_dict(), source.state_dict()
     if options["device"] is None and weights:
         options["device"] = next(iter(weights.values())).device
-    return _build(hf, weights, f"the given {type(source).__name__}", **options)
+    kind = type(source).__name__
+    return _build(hf, weights, f"the given {kind}", source.config._name_or_path or kind, **options)
 
 
-def _from_directory(directory: Path, **options: Any) -> HookedTransformer:
+def _from_directory(directory: Path, name: str, **options: Any) -> HookedTransformer:
     """config.json with safetensors, sharded or not, and a tokenizer if there is one."""
     hf = read_json(directory / "config.json")
     weights = _read_safetensors(directory)
     if not (directory / MARKER).exists():
-        return _build(hf, weights, str(directory), tokenizer=directory_tokenizer(directory), **options)
+        return _build(hf, weights, str(directory), name, tokenizer=directory_tokenizer(directory), **options)
     # A prepared model was checked when it was made; its marker knows what its config.json cannot.
     return _build(
         hf,
         weights,
         str(directory),
+        name,
         tokenizer=prepared_tokenizer(directory),
         provenance=read_json(directory / MARKER)["provenance"],
         check_finite=False,
@@ -142,7 +144,10 @@ def _from_gguf(path: Path, **options: Any) -> HookedTransformer:
     """A GGUF file, dequantised to float32 in memory."""
     read = read_gguf(path)
     tokenizer = gguf_tokenizer(path) if read.has_tokenizer else None
-    return _build(read.config, read.weights, str(path), tokenizer=tokenizer, provenance=read.provenance, **options)
+    provenance = read.provenance
+    return _build(
+        read.config, read.weights, str(path), path.stem, tokenizer=tokenizer, provenance=provenance, **options
+    )
 
 
 def _from_hub(hub_id: str, **options: Any) -> HookedTransformer:
@@ -162,13 +167,14 @@ def _from_hub(hub_id: str, **options: Any) -> HookedTransformer:
             f"cannot fetch {hub_id!r} from the Hub ({reason}); check the id and the network, log in if it is gated, or "
             f"pass a local directory or one of {', '.join(KNOWN_MODELS)}"
         ) from error
-    return _from_directory(Path(directory), **options)
+    return _from_directory(Path(directory), hub_id, **options)
 
 
 def _build(
     hf: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     where: str,
+    name: str,
     *,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
@@ -183,6 +189,7 @@ def _build(
     cfg = cfg.replace(
         dtype=dtype or next(floating, torch.float32),
         device=str(device or "cpu"),
+        model_name=name,
         provenance={**cfg.provenance, **(provenance or {})},
     )
     model = HookedTransformer(cfg, tokenizer, _empty=True)

@@ -74,6 +74,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         embed_scale: Multiplies the embedding.
         logit_scale: Multiplies the logits.
         rope_in_float32: Rotate in float32 and cast back (OLMo 2).
+        round_cos_sin: Round cos and sin to the model's type before rotating in float32 (Cohere).
         learned_sinks: One learned sink logit per head (gpt-oss).
         alibi_slopes: One slope per head.
         provenance: Constants that no file carried, and where each comes from.
@@ -102,6 +103,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
     embed_scale: float | None
     logit_scale: float | None
     rope_in_float32: bool
+    round_cos_sin: bool
     learned_sinks: bool
     alibi_slopes: tuple[float, ...] | None
     provenance: dict[str, str]
@@ -133,6 +135,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         embed_scale: float | None = None,
         logit_scale: float | None = None,
         rope_in_float32: bool = False,
+        round_cos_sin: bool = False,
         learned_sinks: bool = False,
         alibi_slopes: Sequence[float] | None = None,
         provenance: Mapping[str, str] | None = None,

@@ -39,6 +39,7 @@ _BOOLEANS = (
     "mlp_bias",
     "unembed_bias",
     "rope_in_float32",
+    "round_cos_sin",
     "learned_sinks",
     "attn_only",
     "gated_mlp",
@@ -193,3 +194,5 @@ def _check_norms(settings: Mapping[str, Any]) -> None:
         raise ConfigError("rmsnorm_uses_offset=True needs normalization_type='RMS'")
     if settings["parallel_shared_norm"] and not (settings["parallel_attn_mlp"] and settings["block_norms"] == "pre"):
         raise ConfigError("parallel_shared_norm=True needs parallel_attn_mlp=True and block_norms='pre'")
+    if settings["round_cos_sin"] and not settings["rope_in_float32"]:
+        raise ConfigError("round_cos_sin=True needs rope_in_float32=True; without it they are rounded anyway")

@@ -58,7 +58,14 @@ QWEN3 = Family(
         "window_size": switched_window,
         "layer_types": sliding_from,
     },
-    defaults={**_DEFAULTS, "head_dim": 128, "use_sliding_window": False, "max_window_layers": 28},
+    defaults={
+        **_DEFAULTS,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "use_sliding_window": False,
+        "max_window_layers": 28,
+        "sliding_window": 4096,
+    },
     weights=weights(PRE_NORMS, QK_NORMS),
     gguf=GGUFLayout("qwen3"),
 )

@@ -64,6 +64,7 @@ _COHERE: dict[str, Any] = {
     "parallel_attn_mlp": True,
     "parallel_shared_norm": True,
     "rope_in_float32": True,
+    "round_cos_sin": True,
 }
 COHERE = Family(
     model_type="cohere",

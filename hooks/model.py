@@ -223,7 +223,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
                 ContextLengthWarning,
                 stacklevel=3,
             )
-        dtype = torch.float32 if self.cfg.rope_in_float32 and self.dtype != torch.float64 else self.dtype
+        exact = self.cfg.rope_in_float32 and not self.cfg.round_cos_sin
+        dtype = torch.promote_types(self.dtype, torch.float32) if exact else self.dtype
         rotations = {t: rotary(positions, length=rope_length, dtype=dtype) for t, rotary in self.rotary.items()}
         return AttentionContext(positions, rotations, key_mask)
 

@@ -26,6 +26,7 @@ def attention_by_distance(binned: xr.Dataset, *, title: str, y_range: tuple[floa
     labels = _distance_labels(binned)
     layers = binned["layer"].values
     values = _positive(binned["attention_mean"])
+    opacity = 0.75 if layers.size * binned.sizes["head"] <= 100 else 0.45
     for layer in layers:
         colour = theme.blend(_place(layer, binned.attrs.get("n_layers", layers.max() + 1)))
         for head in binned["head"].values:
@@ -34,7 +35,7 @@ def attention_by_distance(binned: xr.Dataset, *, title: str, y_range: tuple[floa
                 y=values.sel(layer=layer, head=head).values,
                 mode="lines",
                 line={"color": colour, "width": 1.4},
-                opacity=0.75,
+                opacity=opacity,
                 customdata=labels,
                 hovertemplate=f"L{layer} H{head}, Δ %{{customdata}}: %{{y:.3g}}<extra></extra>",
                 name=f"L{layer} H{head}",

@@ -1,7 +1,5 @@
 """Attached foreign models: what is captured is what the module computes, and edits and masks do what they say."""
 
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -10,10 +8,9 @@ from dense import dense_pattern, dense_scores, dense_z
 from tiny import tiny_model, tokens
 from tiny_foreign import FOREIGN, foreign_model, foreign_tokens
 from torch import nn
-from transformers import FalconConfig, FalconForCausalLM, T5Config, T5ForConditionalGeneration
 
 from hooks import HookedTransformer
-from hooks.errors import AttachError, HookNameError, InputError, MaterializationError, UnknownModelError, WeightError
+from hooks.errors import AttachError, InputError
 from interp import capture
 
 DENSE = ("llama", "qwen3", "olmo2", "gemma3_text")
@@ -21,7 +18,7 @@ DENSE = ("llama", "qwen3", "olmo2", "gemma3_text")
 
 def closeness(a, b):
     """Largest difference, where −inf equals −inf."""
-    return float((a - b).nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return float((a - b).detach().nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
 def raw_outputs(model, ids, **inputs):
@@ -43,11 +40,11 @@ def test_captured_q_k_v_give_the_modules_own_output(name, n):
     outputs, logits = raw_outputs(model, ids)
     with HookedTransformer.attach(model) as attached, torch.no_grad():
         assert closeness(attached(ids), logits) < 1e-4
-        _, cache = attached.run_with_cache(ids, names_filter=["blocks.*.attn.hook_[qk]_final", "blocks.*.attn.hook_v"])
+        _, cache = attached.run_with_cache(ids, names_filter="blocks.*.attn.hook_[qkv]_final")
         for layer, z in enumerate(outputs):
             spec = attached.attention_spec(layer)
             for row in range(len(ids)):
-                q, k, v = (cache[f"hook_{t}", layer][row] for t in ("q_final", "k_final", "v"))
+                q, k, v = (cache[f"hook_{t}", layer][row] for t in ("q_final", "k_final", "v_final"))
                 pattern = dense_pattern(dense_scores(q, k, spec.scale, window=spec.window), spec.sinks)
                 assert closeness(dense_z(pattern, v).flatten(-2), z[row].double()) < 1e-5
 
@@ -99,7 +96,8 @@ def test_attached_native_and_bridge_agree(family):
     shared = [name for name in cache if name in theirs and cache[name].numel() == theirs[name].numel()]
     assert len(shared) > 30 and {"blocks.1.attn.hook_rot_q", "blocks.1.attn.hook_pattern"} <= set(shared)
     for name in shared:
-        assert closeness(theirs[name].reshape(cache[name].shape), cache[name]) < 1e-4, name
+        x = theirs[name].transpose(1, 2) if name.endswith("_normed") and theirs[name].ndim == 4 else theirs[name]
+        assert closeness(x.reshape(cache[name].shape), cache[name]) < 1e-4, name
         assert closeness(ours[name], cache[name]) < 1e-6, name
 
 
@@ -218,6 +216,16 @@ def test_left_padding_is_not_attended_to(family):
             assert float(seen[name][0, :, :, :6].abs().max()) == 0
 
 
+def test_clipped_values_can_be_seen_on_both_sides():
+    with HookedTransformer.attach(foreign_model("olmoe")) as attached:
+        _, cache = attached.run_with_cache(foreign_tokens(9), names_filter="blocks.*.attn.hook_v*")
+        held = capture(attached, foreign_tokens(9, batch=1))
+    before, after = cache["hook_v", 1], cache["hook_v_post_clip", 1]
+    assert float(before.abs().max()) > 1.5
+    assert torch.equal(before.clamp(-1.5, 1.5), after)
+    assert held.stages(0) == ("final",), "between norm and rotation the model clips where nobody can look"
+
+
 def test_positions_can_be_given_and_reach_rows_hooks():
     model, ids = tiny_model("qwen3"), tokens(8, batch=1)
     positions = torch.arange(8) * 3 + 5
@@ -274,136 +282,3 @@ def test_a_text_tower_beside_an_image_tower():
             attached(picture, **inputs)
         with pytest.raises(InputError, match="pixel_value'"):
             attached(ids, pixel_value=inputs["pixel_values"])
-
-
-def test_chunks_beyond_their_length_say_so():
-    model = foreign_model("llama4")
-    with HookedTransformer.attach(model) as attached, torch.no_grad():
-        assert attached(foreign_tokens(64, batch=1)).shape == (1, 64, 97)
-        with pytest.raises(AttachError, match="within chunks of 64 tokens; run at most 64"):
-            attached(foreign_tokens(65, batch=1))
-
-
-@pytest.mark.parametrize(
-    ("model", "name", "says"),
-    [
-        ("mixtral", "blocks.0.attn.hook_q_normed", "has no QK-norm; it has hook_q, hook_rot_q"),
-        ("mixtral", "blocks.0.attn.hook_q_pre_norm", "has no QK-norm"),
-        ("mixtral", "blocks.1.mlp.hook_pre", "experts .* hook_mlp_out holds"),
-        ("mixtral", "blocks.1.hook_resid_mid", "hook_resid_pre . hook_attn_out"),
-        ("mixtral", "blocks.1.ln1.hook_scale", "its own modules"),
-        ("mixtral", "blocks.0.attn.hook_qq", "did you mean blocks.0.attn.hook_q"),
-        ("llama4", "blocks.3.attn.hook_rot_q", "layer 3 .* has no rotation; it has hook_q"),
-        ("deepseek_v3", "blocks.0.attn.hook_q", "compressed projection.*hook_rot_q is what enters"),
-        ("deepseek_v3", "blocks.0.attn.hook_k_pre_rope", "compressed projection"),
-        ("qwen3_moe", "blocks.0.attn.hook_q_clipped", "inside its code"),
-    ],
-)
-def test_names_out_of_reach_say_what_is_there(model, name, says):
-    with HookedTransformer.attach(foreign_model(model)) as attached, pytest.raises(HookNameError, match=says):
-        attached.hook_names(name)
-
-
-def test_models_that_cannot_be_attached_say_why():
-    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    falcon = FalconForCausalLM(FalconConfig(**sizes))
-    with pytest.raises(AttachError, match=r"does not go through transformers' AttentionInterface.*from_pretrained"):
-        HookedTransformer.attach(falcon)
-    assert falcon.config._attn_implementation != "ropescope"
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=97, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2))
-    with pytest.raises(AttachError, match="encoder and a decoder"):
-        HookedTransformer.attach(t5)
-    with pytest.raises(AttachError, match="Linear: give a live transformers model"):
-        HookedTransformer.attach(nn.Linear(2, 2))
-    with pytest.raises(UnknownModelError, match=r"HookedTransformer.attach\(model\)"):
-        HookedTransformer.from_pretrained(foreign_model("mixtral"))
-
-
-class Int8Linear(nn.Module):
-    """A weight that is stored as whole numbers, as quantised models store theirs."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.step = float(linear.weight.detach().abs().max() / 127)
-        self.weight = nn.Parameter((linear.weight / self.step).round().to(torch.int8), requires_grad=False)
-        self.bias = linear.bias
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight.to(x.dtype) * self.step, self.bias)
-
-
-def test_a_quantised_model_is_attached_as_it_is():
-    model, ids = tiny_model("qwen3"), tokens(12, batch=1)
-    for layer in model.model.layers:
-        for name in ("q_proj", "o_proj"):
-            setattr(layer.self_attn, name, Int8Linear(getattr(layer.self_attn, name)))
-    with torch.no_grad():
-        logits = model(ids).logits
-    with pytest.raises(WeightError, match=r"quantised.*attach"):
-        HookedTransformer.from_pretrained(model)
-    with HookedTransformer.attach(model) as attached, torch.no_grad():
-        _, cache = attached.run_with_cache(ids)
-        assert closeness(attached(ids), logits) < 1e-5
-        assert cache["hook_q_pre_norm", 0].shape == (1, 12, 4, 32)
-        with pytest.raises(HookNameError, match="hook_z before it"):
-            attached.hook_names("blocks.0.attn.hook_result")
-        with pytest.raises(AttachError, match="no W_O here"):
-            attached.blocks[0].attn.W_O  # noqa: B018
-
-
-def test_attaching_again_takes_over():
-    model, ids = foreign_model("mixtral"), foreign_tokens(7)
-    first = HookedTransformer.attach(model)
-    with HookedTransformer.attach(model) as second, torch.no_grad():
-        assert not first.is_attached
-        assert second(ids).shape == (2, 7, 97)
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_a_body_without_a_head_and_dropout_say_what_to_do():
-    body, ids = foreign_model("mixtral").model, foreign_tokens(7)
-    with HookedTransformer.attach(body) as attached, torch.no_grad():
-        _, cache = attached.run_with_cache(ids, return_type=None, names_filter="blocks.*.attn.hook_q_final")
-        assert len(cache) == 2
-        with pytest.raises(AttachError, match="no output head"):
-            attached(ids)
-    model = foreign_model("mixtral")
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.5
-    with HookedTransformer.attach(model) as attached:
-        model.train()
-        with pytest.raises(AttachError, match=r"dropout 0.5; call model\.eval"):
-            attached(ids)
-
-
-def test_full_tensors_that_do_not_fit_are_refused():
-    with HookedTransformer.attach(foreign_model("mixtral")) as attached, pytest.raises(MaterializationError):
-        attached.run_with_cache(torch.ones(1, 400_000, dtype=torch.long))
-
-
-MEMORY = """
-import resource, sys
-import torch
-from tiny_foreign import foreign_model, foreign_tokens
-from hooks import HookedTransformer
-from interp import capture
-torch.set_num_threads(1)
-model = foreign_model("qwen3_moe")
-model.config.max_position_embeddings = 20_000
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-with HookedTransformer.attach(model) as attached:
-    capture(attached, foreign_tokens(64, batch=1))
-    start = peak()
-    for n in (8192, 16384):
-        capture(attached, foreign_tokens(n, batch=1))
-        print(peak() - start)
-"""
-
-
-@pytest.mark.slow
-def test_memory_of_an_attached_capture_is_linear():
-    run = [sys.executable, "-c", MEMORY]
-    path = {"PYTHONPATH": "tests/support:.", "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    half, whole = map(float, subprocess.check_output(run, env=path, text=True).split())
-    assert whole < 2.5 * half + 20
-    assert whole < 1024, "a single 16k × 16k score matrix takes 1 GiB"

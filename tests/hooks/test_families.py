@@ -226,10 +226,14 @@ def test_absent_base_is_a_default_on_record():
 def test_defaults_are_those_of_transformers(family):
     """A config class made of nothing has the value that the row fills in."""
     row, config_class = FAMILIES[family], CLASSES[family][0]
-    made = config_class(num_hidden_layers=6).to_dict()
+    switched_on = {"use_sliding_window": True} if "use_sliding_window" in row.defaults else {}
+    made = {**config_class(num_hidden_layers=6, **switched_on).to_dict(), "use_sliding_window": False}
     rope = made["rope_parameters"]
-    made["rope_theta"] = rope.get("full_attention", rope)["rope_theta"]
+    made["rope_theta"] = made["rotary_emb_base"] = rope.get("full_attention", rope)["rope_theta"]
     made["rope_local_base_freq"] = rope.get("sliding_attention", rope)["rope_theta"]
+    made["partial_rotary_factor"] = made["rotary_pct"] = rope.get("partial_rotary_factor")
+    if "layer_types" in made:
+        made.setdefault("sliding_window_pattern", made["layer_types"].index("full_attention") + 1)
     for key, value in row.defaults.items():
         if key != "num_hidden_layers":
             assert made[key] == value, key
@@ -272,4 +276,4 @@ def test_a_missing_key_is_named(key):
 
 def test_an_unknown_family_names_the_nearest():
     with pytest.raises(UnknownModelError, match="nearest: qwen3"):
-        config_from_hf({**SMOLLM2, "model_type": "qwen2"})
+        config_from_hf({**SMOLLM2, "model_type": "qwen5"})

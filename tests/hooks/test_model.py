@@ -365,7 +365,7 @@ def test_bad_input_is_named():
 
 def test_a_cache_that_would_not_fit_says_what_to_leave_out(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr("hooks.model.psutil.virtual_memory", lambda: type("M", (), {"available": 10_000})())
+    monkeypatch.setattr("hooks.cache.psutil.virtual_memory", lambda: type("M", (), {"available": 10_000})())
     with pytest.raises(MaterializationError, match="names_filter"):
         model.run_with_cache(random_tokens(50))
 

@@ -12,6 +12,8 @@ from transformers import (
     Llama4TextConfig,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     SiglipVisionConfig,
@@ -67,6 +69,7 @@ _CHUNKED = {
     "attn_temperature_tuning": True,
     "floor_scale": 8,
 }
+_CLIPPED = {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 1.5}
 _VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -93,6 +96,9 @@ FOREIGN = {
         GptOssConfig(**_COMMON, **_EXPERTS, sliding_window=5, rope_parameters=dict(_YARN))
     ),
     "llama4": lambda: Llama4ForCausalLM(Llama4TextConfig(**{**_COMMON, **_CHUNKED})),
+    "olmoe": lambda: OlmoeForCausalLM(
+        OlmoeConfig(**{k: v for k, v in _COMMON.items() if k != "head_dim"} | {"hidden_size": 128}, **_CLIPPED)
+    ),
     "deepseek_v3": lambda: DeepseekV3ForCausalLM(
         DeepseekV3Config(**{k: v for k, v in (_COMMON | _COMPRESSED).items() if k != "head_dim"})
     ),
