@@ -25,18 +25,24 @@ _SEVERAL_AXES = (
     "and k before and after it"
 )
 _LEARNED_POSITIONS = (
-    "its positions are learned embeddings or biases, not rotations; HookedTransformer.attach(model) or "
-    "TransformerLens' TransformerBridge hooks it"
+    "its positions are learned embeddings, not rotations; HookedTransformer.attach(model) or TransformerLens' "
+    "TransformerBridge hooks it"
+)
+_OWN_ATTENTION = (
+    "its positions are not rotations, and its attention goes past transformers' AttentionInterface, where attach would "
+    "reach it; TransformerLens' TransformerBridge hooks it"
 )
 _GROUPS: dict[str, str] = {
     "mixtral qwen2_moe qwen3_moe gpt_oss flex_olmo glm4_moe dots1 granitemoe hunyuan_v1_moe phimoe ernie4_5_moe "
     "llama4 llama4_text exaone_moe cohere2_moe": _MIXTURE,
     "olmoe": _OLMOE,
-    "deepseek_v2 deepseek_v3 minicpm3 kimi_k25": _LATENT,
-    "qwen3_next jamba lfm2 lfm2_moe bamba falcon_h1 zamba zamba2 granitemoehybrid recurrent_gemma nemotron_h minimax "
-    "olmo_hybrid": _RECURRENT,
+    "deepseek_v2 deepseek_v3 minicpm3": _LATENT,
+    "qwen3_next jamba lfm2 lfm2_moe bamba falcon_h1 granitemoehybrid recurrent_gemma nemotron_h minimax olmo_hybrid": (
+        _RECURRENT
+    ),
     "gemma3n gemma3n_text gemma4 gemma4_text": _SHARED_STATE,
     "qwen2_vl qwen2_5_vl qwen3_vl": _SEVERAL_AXES,
-    "gpt2 gpt_neo gpt_bigcode opt bloom mpt": _LEARNED_POSITIONS,
+    "gpt2 gpt_bigcode opt": _LEARNED_POSITIONS,
+    "gpt_neo bloom mpt": _OWN_ATTENTION,
 }
 LIMITS: dict[str, str] = {what: why for whats, why in _GROUPS.items() for what in whats.split()}

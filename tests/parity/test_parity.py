@@ -248,3 +248,41 @@ def test_a_wrong_factor_is_noticed(family, rope_type):
     ours = HookedTransformer.from_pretrained(theirs)
     wrong = dataclasses.replace(ours.cfg.rope, factor=ours.cfg.rope.factor * 1.01)
     assert error(*both(theirs, ours.with_config(rope=wrong), tokens(99))) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("olmo", {"clip_qkv": None}),
+        ("mistral", {"window_size": 8}),
+        ("qwen2", {"layer_types": ("sliding_attention",) * 3}),
+        ("gemma2", {"attn_scores_soft_cap": -1.0}),
+        ("gemma2", {"output_logits_soft_cap": -1.0}),
+        ("gemma2", {"attn_scale": -1.0}),
+        ("smollm3", {"nope_layers": ()}),
+        ("exaone4", {"nope_layers": (0,)}),
+        ("cohere", {"logit_scale": None}),
+        ("phi", {"act_fn": "silu"}),
+    ],
+)
+def test_a_setting_left_out_is_noticed(family, changes):
+    """So the tiny models do use what is special to their families."""
+    theirs = tiny_model(family, seed=8)
+    ours = HookedTransformer.from_pretrained(theirs)
+    assert error(*both(theirs, ours.with_config(**changes), tokens(31))) > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("cohere", {"interleaved": False}),
+        ("glm4", {"interleaved": False}),
+        ("gpt_neox", {"partial_rotary_factor": 1.0}),
+    ],
+)
+def test_another_pairing_is_noticed(family, change):
+    theirs = tiny_model(family, seed=8)
+    ours = HookedTransformer.from_pretrained(theirs)
+    assert error(*both(theirs, ours, tokens(31))) <= TOLERANCE
+    ours = ours.with_config(rope=dataclasses.replace(ours.cfg.rope, **change))
+    assert error(*both(theirs, ours, tokens(31))) > 10 * TOLERANCE
