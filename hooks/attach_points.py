@@ -74,6 +74,10 @@ class AttachedAttention(nn.Module):
         run: shared by all layers.
     """
 
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_attn_scores_rows: HookPoint
+    hook_pattern_rows: HookPoint
     hook_z: HookPoint
     hook_out: HookPoint
     q_norm: NormGain

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
@@ -143,7 +143,16 @@ class Attention(AttentionWeights, nn.Module):
         return rotate(heads, cos, sin, interleaved=interleaved, in_float32=self.cfg.rope_in_float32)
 
 
-def attend_hooked(points: nn.Module, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any) -> Tensor:
+class AttendingPoints(Protocol):
+    """The points of scores and pattern, whole and by rows."""
+
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_attn_scores_rows: HookPoint
+    hook_pattern_rows: HookPoint
+
+
+def attend_hooked(points: AttendingPoints, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any) -> Tensor:
     """Attend past the score and pattern points of a module: fused when nobody watches, rows or full when hooked.
 
     Args:

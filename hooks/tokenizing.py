@@ -1,7 +1,7 @@
 """Text to token ids and back, by the tokenizer's own rules."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -9,16 +9,22 @@ from torch import Tensor
 
 from hooks.errors import InputError, TokenizerError
 
+if TYPE_CHECKING:
+    from hooks.config import HookedTransformerConfig
+
 
 class TokenizingMixin:
     """`to_tokens`, `to_string` and `to_str_tokens` for a model that has a ``tokenizer`` (transformers' kind)."""
 
     tokenizer: Any
 
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go."""
-        return torch.device("cpu")
+    if TYPE_CHECKING:
+
+        @property
+        def cfg(self) -> "HookedTransformerConfig": ...  # noqa: D102
+
+        @property
+        def device(self) -> torch.device: ...  # noqa: D102
 
     def _require_tokenizer(self) -> Any:
         if self.tokenizer is None:

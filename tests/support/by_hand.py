@@ -1,7 +1,7 @@
 """A transformer written a second time, in float64 and from the definitions, to hold the hooked one against.
 
-It takes weights out of a state dict and shares no code with the package: complex-number rotation, dense attention, and an
-`edit(name, tensor)` callback at every named step, so that an intervention can be computed by hand.
+It takes weights out of a state dict and shares no code with the package: complex-number rotation, dense attention, and
+an `edit(name, tensor)` callback at every named step, so that an intervention can be computed by hand.
 """
 
 import math

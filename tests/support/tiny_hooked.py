@@ -7,24 +7,24 @@ from hooks import HookedTransformer, HookedTransformerConfig, QKNormConfig, Rope
 
 def tiny_config(**changes):
     """Two layers, 4 query heads on 2 kv heads of width 16, gated MLP, RMS QK-norm before default RoPE."""
-    settings = dict(
-        d_model=32,
-        d_head=16,
-        n_layers=2,
-        n_ctx=4096,
-        n_heads=4,
-        n_key_value_heads=2,
-        d_mlp=48,
-        d_vocab=61,
-        act_fn="silu",
-        gated_mlp=True,
-        normalization_type="RMS",
-        rope=RopeConfig(rope_theta=10_000.0, precision="float64"),
-        qk_norm=QKNormConfig(eps=1e-6),
-        initializer_range=0.25,
-        seed=7,
-        device="cpu",
-    )
+    settings = {
+        "d_model": 32,
+        "d_head": 16,
+        "n_layers": 2,
+        "n_ctx": 4096,
+        "n_heads": 4,
+        "n_key_value_heads": 2,
+        "d_mlp": 48,
+        "d_vocab": 61,
+        "act_fn": "silu",
+        "gated_mlp": True,
+        "normalization_type": "RMS",
+        "rope": RopeConfig(rope_theta=10_000.0, precision="float64"),
+        "qk_norm": QKNormConfig(eps=1e-6),
+        "initializer_range": 0.25,
+        "seed": 7,
+        "device": "cpu",
+    }
     return HookedTransformerConfig(**(settings | changes))
 
 
