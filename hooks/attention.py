@@ -152,7 +152,9 @@ class AttendingPoints(Protocol):
     hook_pattern_rows: HookPoint
 
 
-def attend_hooked(points: AttendingPoints, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any) -> Tensor:
+def attend_hooked(
+    points: AttendingPoints, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any
+) -> Tensor:
     """Attend past the score and pattern points of a module: fused when nobody watches, rows or full when hooked.
 
     Args:
