@@ -37,7 +37,7 @@ def attached_config(model: Any, layers: list[LayerFacts]) -> HookedTransformerCo
         "n_heads": first.q.shape[2],
         "n_key_value_heads": first.k.shape[2],
         "d_vocab": text.vocab_size,
-        "d_mlp": getattr(text, "intermediate_size", None),
+        "d_mlp": _mlp_width(text),
         "eps": float(getattr(text, "rms_norm_eps", None) or 1e-5),
         "normalization_type": "RMS",
         "act_fn": "silu",
@@ -56,6 +56,12 @@ def attached_config(model: Any, layers: list[LayerFacts]) -> HookedTransformerCo
     if rope is None:
         options["provenance"]["rope"] = "not expressible as a RopeConfig; q and k are the model's own"
     return HookedTransformerConfig(**options, rope=rope, nope_layers=nope if rope is not None else ())
+
+
+def _mlp_width(text: Any) -> int | None:
+    """The MLPs' width, the widest where layers differ (Gemma 3n lists one per layer)."""
+    width = getattr(text, "intermediate_size", None)
+    return max(width) if isinstance(width, list | tuple) else width
 
 
 def _qk_norm(facts: LayerFacts, text: Any) -> QKNormConfig | None:

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny import Shape, tiny_model
+
+from hooks.families import FAMILIES, LIMITS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,10 +18,23 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 3
-    scope: dict = {}
+    scope: dict = {"model_of_transformers": lambda: tiny_model("qwen3", Shape(vocab=300_000, bias=False))}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
     assert (tmp_path / "readme.html").stat().st_size > 100_000
+
+
+def test_the_table_of_limits_is_what_loading_raises():
+    for model_type, why in LIMITS.items():
+        row = next(line for line in README.splitlines() if line.startswith("| ") and f"`{model_type}`" in line)
+        assert row.endswith(f"| {why} |"), model_type
+
+
+def test_every_family_is_named():
+    described = re.sub(r"[^a-z0-9]", "", README[README.index("## Models") : README.index("### Limits")].lower())
+    for model_type in FAMILIES:
+        word = re.sub(r"(_text|_v1_dense|[0-9]*)$", "", model_type).replace("_", "")
+        assert word in described, model_type
 
 
 def test_every_file_it_points_at_exists():
