@@ -7,12 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hooks import recipes
     from hooks.attend import AttentionSpec
     from hooks.config import HookedTransformerConfig, QKNormConfig, RopeConfig
-    from hooks.errors import ConfigError, HookNameError, MaterializationError, RopescopeError, WeightError
+    from hooks.errors import (
+        AttachError,
+        ConfigError,
+        HookNameError,
+        MaterializationError,
+        RopescopeError,
+        WeightError,
+    )
     from hooks.model import HookedTransformer
 
 _HOME = {
+    "AttachError": "hooks.errors",
     "AttentionSpec": "hooks.attend",
     "ConfigError": "hooks.errors",
     "HookNameError": "hooks.errors",
@@ -23,9 +32,11 @@ _HOME = {
     "RopeConfig": "hooks.config",
     "RopescopeError": "hooks.errors",
     "WeightError": "hooks.errors",
+    "recipes": "hooks.recipes",
 }
 
 __all__ = [
+    "AttachError",
     "AttentionSpec",
     "ConfigError",
     "HookNameError",
@@ -36,13 +47,15 @@ __all__ = [
     "RopeConfig",
     "RopescopeError",
     "WeightError",
+    "recipes",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'hooks' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(import_module(_HOME[name]), name)
+    module = import_module(_HOME[name])
+    return module if _HOME[name] == f"hooks.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

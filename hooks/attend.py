@@ -26,6 +26,7 @@ __all__ = [
     "attend_fused",
     "attend_rows",
     "row_blocks",
+    "shared_positions",
     "visible_keys",
 ]
 
@@ -221,13 +222,15 @@ def _place(
     return _Place(
         query_start,
         None if key_mask is None or bool(key_mask.all()) else key_mask.bool(),
-        _positions(query_positions, query_start, q.shape[1], q.device),
-        _positions(key_positions, 0, k.shape[1], k.device),
+        shared_positions(query_positions, query_start, q.shape[1], q.device),
+        shared_positions(key_positions, 0, k.shape[1], k.device),
     )
 
 
-def _positions(positions: Tensor | None, start: int, n: int, device: torch.device) -> Tensor:
-    """Positions as [n] when every batch row has the same ones, else [batch n]."""
+def shared_positions(
+    positions: Int[Tensor, "*batch n"] | None, start: int, n: int, device: torch.device
+) -> Int[Tensor, "*batch n"]:
+    """Positions (by default counted from start) as [n] when every batch row has the same ones, else [batch n]."""
     if positions is None:
         return torch.arange(start, start + n, device=device)
     if positions.ndim == 2 and bool((positions == positions[:1]).all()):

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from hooks.attend import AttentionSpec, attend_full, attend_fused, attend_rows
+from hooks.attend import AttentionSpec, RowsHook, attend_full, attend_fused, attend_rows, shared_positions
 from hooks.config import HookedTransformerConfig
 from hooks.names import STEP_OUTPUT, attention_steps
 from hooks.qk_norm import QKNorm
@@ -157,6 +157,9 @@ def attend_hooked(
 ) -> Tensor:
     """Attend past the score and pattern points of a module: fused when nobody watches, rows or full when hooked.
 
+    A hook finds the positions of its tensor's rows and keys in ``hook.ctx["query_positions"]`` and
+    ``hook.ctx["key_positions"]``, [query] and [key], with a batch axis where batch rows differ.
+
     Args:
         points: has ``hook_attn_scores``, ``hook_pattern`` and their ``_rows`` twins.
         q: queries as they enter the score, [batch pos head d_head].
@@ -166,16 +169,31 @@ def attend_hooked(
         **where: ``query_start``, ``key_mask`` and positions, as `hooks.attend` takes them.
     """
     if points.hook_attn_scores.has_hooks() or points.hook_pattern.has_hooks():
+        at = {
+            "query_positions": (where.get("query_positions"), where.get("query_start", 0), q.shape[1], q.device),
+            "key_positions": (where.get("key_positions"), 0, k.shape[1], k.device),
+        }
+        for point in (points.hook_attn_scores, points.hook_pattern):
+            point.ctx |= {name: shared_positions(*place) for name, place in at.items()}
         return attend_full(q, k, v, spec, on_scores=points.hook_attn_scores, on_pattern=points.hook_pattern, **where)
     if not (points.hook_attn_scores_rows.has_hooks() or points.hook_pattern_rows.has_hooks()):
         return attend_fused(q, k, v, spec, **where)
-
-    def at(point: HookPoint):
-        def call(block: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-            point.ctx |= {"query_positions": query_positions, "key_positions": key_positions}
-            return point(block)
-
-        return call if point.has_hooks() else None
-
-    on_scores, on_pattern = at(points.hook_attn_scores_rows), at(points.hook_pattern_rows)
+    on_scores, on_pattern = _rows_hook(points.hook_attn_scores_rows), _rows_hook(points.hook_pattern_rows)
     return attend_rows(q, k, v, spec, on_scores=on_scores, on_pattern=on_pattern, **where)
+
+
+def _rows_hook(point: HookPoint) -> RowsHook | None:
+    """What the hooks that a point has now make of a block.
+
+    Blocks run once more in the backward pass, when these hooks may have been taken off already.
+    """
+    hooks = [handle.user_hook for handle in point.fwd_hooks if handle.user_hook is not None]
+
+    def call(block: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        point.ctx |= {"query_positions": query_positions, "key_positions": key_positions}
+        for hook in hooks:
+            edited = hook(block, hook=point)
+            block = block if edited is None else edited
+        return block
+
+    return call if hooks else None

@@ -44,11 +44,11 @@ def load_pretrained(
 
     Raises:
         UnknownModelError: the source cannot be found or reached, or its family has no row.
-        ConfigError: its config has a key that the family's row does not know.
+        ConfigError: its config has a key that the family's row does not know, or dtype or device cannot be used.
         WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged.
         TokenizerError: the tokenizer's files cannot be read.
     """
-    options = {"dtype": _dtype(dtype), "device": device}
+    options = {"dtype": _dtype(dtype), "device": _device(device)}
     if isinstance(source, nn.Module):
         model = _from_live(source, **options)
     elif not isinstance(source, str | Path):
@@ -69,6 +69,17 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ConfigError(f"dtype={dtype!r} is no floating type of torch; use float32, bfloat16 or float16")
     return found
+
+
+def _device(device: torch.device | str | None) -> torch.device | str | None:
+    """A device that this machine has."""
+    try:
+        if device is not None:
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"device={device!r} does not work here ({reason}); use cpu, or None") from error
+    return device
 
 
 def _from_name(name: str, **options: Any) -> HookedTransformer:

@@ -21,7 +21,7 @@ from hooks.hooking import NamedHooksModule
 from hooks.lens import LensMixin
 from hooks.names import HookRegistry, attention_steps
 from hooks.norms import Norm
-from hooks.rope import Rotary
+from hooks.rope import Rotary, inv_freq
 from hooks.tokenizing import TokenizingMixin
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def __init__(self, cfg: HookedTransformerConfig, tokenizer: Any = None, *, _empty: bool = False):
         super().__init__()
+        if cfg.d_vocab < 1:
+            raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
         self.tokenizer = tokenizer
         # Matrices start without values: torch would draw them from the global generator.
@@ -101,7 +103,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         Args:
             source: "gemma3-270m", "smollm2-135m", a Hub id, a directory, a ``.gguf`` file, or a live transformers model
                 (its weights are shared, not copied).
-            rope: run it under this schedule instead of its own; unset fields inherit (see `with_config`).
+            rope: run it under this schedule instead of its own; unset fields inherit (see `with_config`). None keeps
+                its own; for no rotation, ``model.with_config(rope=None)``.
             qk_norm: run it with this QK-norm instead of its own.
             dtype: type of the weights; the source's own when None.
             device: where to put them.
@@ -140,15 +143,21 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         Args:
             **changes: fields of `HookedTransformerConfig`, usually ``rope``, ``qk_norm`` or ``clip_qkv``. Fields that a
                 new RopeConfig leaves unset inherit from the model's own; a model whose layer types rotate differently
-                takes a mapping by layer type.
+                takes a mapping by layer type, of which the types left out keep their schedule. ``rope=None`` turns
+                rotation off. Learned frequencies are shared unless the new schedule has frequencies of its own.
 
         Raises:
-            ConfigError: a field is unknown or contradicts the rest.
+            ConfigError: a field is unknown or contradicts the rest, or asks for other weights (dtype, device).
+            InputError: the weights do not have the shapes that the new settings need.
         """
+        for name in ("dtype", "device"):
+            if name in changes:
+                raise ConfigError(f"with_config shares the weights, so it cannot change their {name}: use model.to(…)")
         if "rope" in changes:
             changes["rope"] = _inherited_rope(self.cfg, changes["rope"])
         other = HookedTransformer(self.cfg.replace(**changes), self.tokenizer, _empty=True)
         own = dict(self.named_parameters(remove_duplicate=False))
+        own = {name: value for name, value in own.items() if not _rescheduled(name, self.rotary, other.rotary)}
         wanted = dict(other.named_parameters(remove_duplicate=False))
         other.adopt_parameters({name: own[name] for name in wanted if name in own})
         other.train(self.training)
@@ -354,6 +363,12 @@ def _inherited_rope(cfg: HookedTransformerConfig, new: Any) -> Any:
     own = cfg.rope
     if new is None:
         return None
+    for rope in new.values() if isinstance(new, Mapping) else [new]:
+        if not isinstance(rope, RopeConfig | None):
+            raise ConfigError(
+                f"rope={new!r} is neither a RopeConfig nor a mapping from layer type to RopeConfig or None; "
+                "RopeConfig.from_dict reads a dictionary of settings"
+            )
     if isinstance(own, Mapping):
         if not isinstance(new, Mapping) or not set(new) <= set(own):
             raise ConfigError(
@@ -363,5 +378,19 @@ def _inherited_rope(cfg: HookedTransformerConfig, new: Any) -> Any:
         fresh = {t: rope and rope.inherit(own[t] or RopeConfig(), n_ctx=cfg.n_ctx) for t, rope in new.items()}
         return {**own, **fresh}
     if isinstance(new, Mapping):
-        return {t: rope and rope.inherit(own or RopeConfig(), n_ctx=cfg.n_ctx) for t, rope in new.items()}
+        fresh = {t: rope and rope.inherit(own or RopeConfig(), n_ctx=cfg.n_ctx) for t, rope in new.items()}
+        return {**dict.fromkeys(map(cfg.layer_type, range(cfg.n_layers)), own), **fresh}
     return new.inherit(own or RopeConfig(), n_ctx=cfg.n_ctx)
+
+
+def _rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:
+    """Whether a parameter is learned frequencies, and the new schedule starts from others than the own one did."""
+    if not parameter.startswith("rotary."):
+        return False
+    layer_type = parameter.split(".")[1]
+    if layer_type not in new:
+        return False
+    before, after = (
+        inv_freq(cast(Rotary, r[layer_type]).rope, cast(Rotary, r[layer_type]).d_head)[0] for r in (own, new)
+    )
+    return before.shape != after.shape or not torch.allclose(before.double(), after.double(), rtol=1e-5, atol=0)

@@ -223,6 +223,8 @@ class HookRegistry:
         Raises:
             HookNameError: nothing matches; the message has near matches or says which step the model lacks.
         """
+        if not (callable(selector) or isinstance(selector, str)):
+            raise HookNameError(f"{selector!r} is no hook name: give a name, an alias, a glob or a predicate")
         if callable(selector):
             accepted = {self._canonical[name] for name in self._canonical if selector(name)}
         elif any(c in selector for c in "*?["):

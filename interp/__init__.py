@@ -9,20 +9,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp import plots
     from interp.captures import Capture, capture
+    from interp.positional import positional_bias
     from interp.ranges import score_bound
     from interp.reports import report
     from interp.statistics import attention_statistics
+    from interp.texts import standard_text
 
 _HOME = {
     "Capture": "interp.captures",
     "attention_statistics": "interp.statistics",
     "capture": "interp.captures",
     "plots": "interp.plots",
+    "positional_bias": "interp.positional",
     "report": "interp.reports",
     "score_bound": "interp.ranges",
+    "standard_text": "interp.texts",
 }
 
-__all__ = ["Capture", "attention_statistics", "capture", "plots", "report", "score_bound"]
+__all__ = [
+    "Capture",
+    "attention_statistics",
+    "capture",
+    "plots",
+    "positional_bias",
+    "report",
+    "score_bound",
+    "standard_text",
+]
 
 
 def __getattr__(name: str) -> Any:

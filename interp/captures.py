@@ -1,6 +1,6 @@
 """One pass of a model over a text that keeps what attention is made of: q and k at several stages, v, the loss."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,13 @@ from interp.statistics_schema import GROUPS
 from interp.texts import Text, as_text, tokenise
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import xarray as xr
+    from transformer_lens import ActivationCache
 
     from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig
+    from hooks.attached import AttachedTransformer
 
 DEFAULT_STAGES = ("pre_norm", "pre_rope")
 
@@ -33,7 +37,7 @@ class LayerCapture:
     steps: tuple[str, ...]
     q: dict[int, Float[Tensor, "pos head d_head"]]
     k: dict[int, Float[Tensor, "pos kv_head d_head"]]
-    v: Float[Tensor, "pos kv_head d_head"]
+    v: Float[Tensor, "pos kv_head d_head"] | None
     constants: LayerConstants
 
 
@@ -47,7 +51,8 @@ class Capture:
         tokens: token ids, [pos].
         str_tokens: the same tokens as strings.
         positions: position of each token, [pos].
-        loss: −ln p of each next token in nats, [pos-1]; entry i is the loss of token i + 1.
+        loss: −ln p of each next token in nats, [pos-1]; entry i is the loss of token i + 1. Empty, as tokens may be,
+            in a capture made from a cache.
         layers: the captured layers.
         provenance: model, text, settings, cited constants and versions, as nested dictionaries of plain values.
     """
@@ -61,6 +66,37 @@ class Capture:
     provenance: dict[str, dict[str, str]]
     _layers: dict[int, LayerCapture]
     _statistics: dict[tuple, "xr.Dataset"] = field(default_factory=dict)
+
+    @classmethod
+    def from_cache(
+        cls,
+        cache: "ActivationCache",
+        spec: "AttentionSpec | Mapping[int, AttentionSpec] | None" = None,
+        tokens: Int[Tensor, "*batch pos"] | None = None,
+    ) -> "Capture":
+        """The capture of one sequence whose q and k are already in a cache, such as a TransformerBridge's.
+
+        Layers are those whose q the cache holds, stages those that it holds, and v is there if it was cached. Loss is
+        not in a cache, so such a capture makes no report; statistics and patterns need none.
+
+        Args:
+            cache: what ``run_with_cache`` of a TransformerBridge, a `HookedTransformer` or an attached model returns,
+                at positions from 0 without padding.
+            spec: how q and k become a pattern, in all layers or layer by layer. Our own models know it; for a bridge
+                it must be given, because neither its cache nor its config says it reliably.
+            tokens: the token ids, if you want them kept.
+
+        Raises:
+            InputError: no spec for a layer, more than one sequence, or a cache that does not say its layout.
+            StageError: the q or k that enters the score was not cached.
+
+        Example:
+            >>> logits, cache = bridge.run_with_cache(tokens)
+            >>> cap = Capture.from_cache(cache, spec=AttentionSpec(scale=bridge.cfg.d_head**-0.5))
+        """
+        from interp.cached_tensors import capture_of_cache
+
+        return capture_of_cache(cache, spec, tokens)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -89,8 +125,15 @@ class Capture:
         return self._layer(layer).k[self._steps_done(layer, stage)]
 
     def v(self, layer: int) -> Float[Tensor, "pos kv_head d_head"]:
-        """Values of a layer, after clipping where the model clips."""
-        return self._layer(layer).v
+        """Values of a layer, after clipping where the model clips.
+
+        Raises:
+            StageError: the layer was not captured, or the capture was made from a cache without v.
+        """
+        values = self._layer(layer).v
+        if values is None:
+            raise StageError(f"v of layer {layer} was not in the cache that this capture was made from")
+        return values
 
     def spec(self, layer: int) -> "AttentionSpec":
         """How q and k of this layer become a pattern: scale, window, soft-cap, sinks."""
@@ -120,6 +163,8 @@ class Capture:
         from interp.statistics import attention_statistics
 
         chosen = self.layers if layers is None else tuple(layers)
+        if not chosen:
+            raise StageError(f"no layer was asked for: this capture holds {_ranges(self.layers)}")
         settings = (tuple(sorted(groups)), map_size)
         for layer in track(chosen, "measuring attention"):
             if (layer, *settings) in self._statistics:
@@ -130,24 +175,30 @@ class Capture:
                 self.k(layer),
                 held.constants.spec,
                 v=held.v,
-                w_o=held.constants.w_o,
+                w_o=None if held.v is None else held.constants.w_o,
                 groups=tuple(groups),
                 map_size=map_size,
             )
         return stack_layers({layer: self._statistics[(layer, *settings)] for layer in chosen})
 
+    def report(self, path: "str | Path") -> "Path":
+        """Write the report on this capture to one HTML file; see `interp.report`."""
+        from interp.reports import report
+
+        return report(self, path)
+
     @property
     def n_bytes(self) -> int:
         """Bytes held by q, k and v."""
         tensors = (t for held in self._layers.values() for t in (*held.q.values(), *held.k.values(), held.v))
-        distinct = {t.data_ptr(): t for t in tensors}
+        distinct = {t.data_ptr(): t for t in tensors if t is not None}
         return sum(t.numel() * t.element_size() for t in distinct.values())
 
     def __repr__(self) -> str:
         stages = dict.fromkeys(stage for layer in self.layers for stage in self.stages(layer))
         heads = f"{self.cfg.n_heads} heads over {self.cfg.n_kv_heads} kv heads"
         return (
-            f"Capture({self.model_id}: {len(self.tokens):,} tokens, {len(self.layers)} layers × {heads}, "
+            f"Capture({self.model_id}: {len(self.positions):,} tokens, {len(self.layers)} layers × {heads}, "
             f"q and k at {', '.join(stages)}; {self.n_bytes / 1e6:,.1f} MB)"
         )
 
@@ -168,19 +219,19 @@ class Capture:
 
 
 def capture(
-    model: "HookedTransformer",
+    model: "HookedTransformer | AttachedTransformer",
     text_or_tokens: "str | Text | Sequence[int] | Tensor",
     *,
     n_tokens: int | None = None,
-    stages: Sequence[str] = DEFAULT_STAGES,
-    layers: Iterable[int] | None = None,
+    stages: str | Sequence[str] = DEFAULT_STAGES,
+    layers: int | Iterable[int] | None = None,
 ) -> Capture:
     """Run the model once, layer by layer, and keep q, k, v and the loss of each token.
 
     Memory is that of one fused forward pass plus the tensors kept: no attention matrix, never the logits as a whole.
 
     Args:
-        model: any HookedTransformer.
+        model: a HookedTransformer, native or attached.
         text_or_tokens: a text, or token ids in one row.
         n_tokens: read at most this many tokens. The standard text is repeated when more are asked for.
         stages: tensors to keep besides the final q and k, such as ``pre_norm`` or ``post_rope``. By default those
@@ -193,6 +244,7 @@ def capture(
         InputError: token ids that the model does not know.
     """
     chosen = _chosen_layers(model.cfg, layers)
+    stages = (stages,) if isinstance(stages, str) else stages
     steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
     tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
@@ -216,7 +268,10 @@ def capture(
 
 
 def _run(
-    model: "HookedTransformer", tokens: Int[Tensor, "1 pos"], stages: Sequence[str], steps: dict[int, tuple]
+    model: "HookedTransformer | AttachedTransformer",
+    tokens: Int[Tensor, "1 pos"],
+    stages: Sequence[str],
+    steps: dict[int, tuple],
 ) -> tuple[dict[int, LayerCapture], Float[Tensor, " predicted"]]:
     """The forward pass, one block at a time; returns the kept tensors and the loss."""
     held = {}
@@ -249,7 +304,7 @@ def _keepers(layer: int, steps: tuple[str, ...], stages: Sequence[str], kept: di
 
 
 def _layer_capture(
-    model: "HookedTransformer",
+    model: "HookedTransformer | AttachedTransformer",
     layer: int,
     steps: tuple[str, ...],
     stages: Sequence[str],
@@ -272,13 +327,17 @@ def _layer_capture(
 
 
 def _tokens_of(
-    model: "HookedTransformer", source: "str | Text | Sequence[int] | Tensor", n_tokens: int | None
+    model: "HookedTransformer | AttachedTransformer",
+    source: "str | Text | Sequence[int] | Tensor",
+    n_tokens: int | None,
 ) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
     """Tokens in one row, one line on what they are, and the text if there is one."""
     if isinstance(source, str | Text):
         text = as_text(source)
         tokens, what = tokenise(model, text, n_tokens)
         return tokens, what, text
+    if not isinstance(source, Tensor | Sequence | np.ndarray):
+        raise InputError(f"cannot read a {type(source).__name__}: give a text, or token ids in one row")
     ids = torch.as_tensor(source if isinstance(source, Tensor) else np.asarray(source))
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
@@ -298,8 +357,9 @@ def _tokens_of(
     return ids.long()[None], "token ids given in memory", None
 
 
-def _chosen_layers(cfg: "HookedTransformerConfig", layers: Iterable[int] | None) -> tuple[int, ...]:
+def _chosen_layers(cfg: "HookedTransformerConfig", layers: int | Iterable[int] | None) -> tuple[int, ...]:
     """The layers to keep, in order, checked against the model."""
+    layers = [layers] if isinstance(layers, int) else layers
     chosen = range(cfg.n_layers) if layers is None else sorted({int(layer) for layer in layers})
     if not chosen:
         raise StageError("no layer was asked for: name at least one")

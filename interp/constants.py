@@ -1,6 +1,6 @@
 """The weights of a layer that an analysis needs once q, k and v are known, so that it never needs the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from hooks.rope import inv_freq
 
 if TYPE_CHECKING:
     from hooks import AttentionSpec, HookedTransformer
+    from hooks.attached import AttachedTransformer
     from hooks.attention import Attention
     from hooks.qk_norm import QKNorm
     from hooks.rope import Rotary
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerConstants:
-    """Gains and biases of the QK-norm (None where there are none), inv_freq, W_O, and how the layer attends."""
+    """Gains and biases of the QK-norm, inv_freq and W_O (None where there are none or none are known), and the spec."""
 
     gain_q: Float[Tensor, "head d_head"] | None
     gain_k: Float[Tensor, "kv_head d_head"] | None
@@ -25,29 +26,32 @@ class LayerConstants:
     bias_k: Float[Tensor, "kv_head d_head"] | None
     inv_freq: Float[Tensor, " pair"] | None
     attention_factor: float
-    w_o: Float[Tensor, "head d_head d_model"]
+    w_o: Float[Tensor, "head d_head d_model"] | None
     spec: "AttentionSpec"
 
 
-def layer_constants(model: "HookedTransformer", layer: int, n_tokens: int) -> LayerConstants:
+def layer_constants(model: "HookedTransformer | AttachedTransformer", layer: int, n_tokens: int) -> LayerConstants:
     """The constants of one layer, detached from the graph; frequencies as they are for a text of n_tokens."""
     attn = cast("Attention", model.blocks[layer].attn)
     rope = model.cfg.rope_for(layer)
     frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)
     if rope is not None and rope.learnable:
-        rotary = cast("Rotary", model.rotary[model.cfg.layer_type(layer)])
-        frequencies = cast(Tensor, rotary.inv_freq).detach()
+        rotary = cast("Rotary", model.get_submodule(f"rotary.{model.cfg.layer_type(layer)}"))
+        frequencies = cast(Tensor, rotary.inv_freq).detach().clone()
     gain_q, bias_q = _gain_and_bias(getattr(attn, "q_norm", None))
     gain_k, bias_k = _gain_and_bias(getattr(attn, "k_norm", None))
-    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=attn.W_O.detach(), spec=attn.spec)
+    # Copies: a training step after the capture must not reach into it.
+    spec = attn.spec if attn.spec.sinks is None else replace(attn.spec, sinks=attn.spec.sinks.detach().clone())
+    w_o = attn.W_O.detach().clone()
+    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=w_o, spec=spec)
 
 
 def _gain_and_bias(norm: "QKNorm | None") -> tuple[Tensor | None, Tensor | None]:
     """Gain and bias of a QK-norm for each head, its fixed scale included."""
     if norm is None:
         return None, None
-    gain = norm.effective_gain().detach()
+    gain = norm.effective_gain().detach().clone()
     if norm.bias is None:
         return gain, None
-    per_head = norm.bias.detach().float().view(-1, gain.shape[-1]).expand_as(gain)
+    per_head = norm.bias.detach().float().clone().view(-1, gain.shape[-1]).expand_as(gain)
     return gain, per_head * norm.config.scale

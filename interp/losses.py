@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from hooks.errors import StageError
+
 if TYPE_CHECKING:
     from interp.captures import Capture
 
@@ -15,7 +17,12 @@ def loss_by_position(cap: "Capture", bins: int = 32) -> xr.Dataset:
     Returns:
         loss_mean [nats], loss_stderr [nats] and count over position_bin, with coordinates first_position and
         last_position of the predicted tokens; loss [nats] and running_mean [nats] over position.
+
+    Raises:
+        StageError: the capture was made from a cache, which holds no loss.
     """
+    if not len(cap.loss):
+        raise StageError("this capture was made from a cache and holds no loss; capture(model, text) does")
     loss = cap.loss.numpy().astype(np.float64)
     position = cap.positions.numpy()[1:]
     starts = np.unique(np.linspace(0, len(loss), min(bins, len(loss)) + 1).astype(int))[:-1]

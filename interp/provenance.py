@@ -13,12 +13,13 @@ from interp.texts import Text
 
 if TYPE_CHECKING:
     from hooks import HookedTransformer, HookedTransformerConfig
+    from hooks.attached import AttachedTransformer
 
 _PACKAGES = ("ropescope", "torch", "transformers", "transformer_lens")
 
 
 def describe(
-    model: "HookedTransformer",
+    model: "HookedTransformer | AttachedTransformer",
     text: Text | None,
     what: str,
     tokens: Int[Tensor, " pos"],
@@ -40,7 +41,7 @@ def describe(
         "text": text_section,
         "settings": {
             **settings,
-            "dtype": str(model.cfg.dtype).removeprefix("torch."),
+            "dtype": str(model.dtype).removeprefix("torch."),
             "threads": str(torch.get_num_threads()),
         },
         "constants and sources": {str(key): str(value) for key, value in model.cfg.provenance.items()},

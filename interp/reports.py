@@ -77,7 +77,7 @@ def report(cap: "Capture", path: str | Path, *, heads: Iterable[int] | None = No
 
     Raises:
         OutputError: the file cannot be written (checked before any computation).
-        StageError: a head that the model does not have.
+        StageError: a head that the model does not have, or a capture that holds no loss.
     """
     check_writable(path)
     chosen = check_heads(cap.cfg.n_heads, heads)
@@ -97,6 +97,7 @@ def check_heads(n_heads: int, heads: Iterable[int] | None) -> list[int]:
 
 def analyse(cap: "Capture", heads: Sequence[int]) -> Analyses:
     """Run every analysis that the report shows."""
+    loss = loss_by_position(cap)  # first: it refuses a capture without loss, and the rest takes a while
     bias = positional_bias(cap).sel(head=list(heads))
     return Analyses(
         bias=bias,
@@ -105,7 +106,7 @@ def analyse(cap: "Capture", heads: Sequence[int]) -> Analyses:
         ranges=stage_ranges(cap).sel(head=list(heads)),
         sinks=first_token_mass(cap).sel(head=list(heads)),
         maps=cap.statistics()["map_mean"].sel(head=list(heads)),
-        loss=loss_by_position(cap),
+        loss=loss,
     )
 
 

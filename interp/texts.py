@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hooks import HookedTransformer
+    from hooks.attached import AttachedTransformer
 
 # Tokenising a little more than is needed keeps the last kept token independent of where the text was cut.
 _SPARE_TOKENS = 64
@@ -84,7 +85,9 @@ def as_text(text: "str | Text") -> Text:
     return Text(text, "text given in memory")
 
 
-def tokenise(model: "HookedTransformer", text: Text, n_tokens: int | None = None) -> tuple["Int[Tensor, '1 pos']", str]:
+def tokenise(
+    model: "HookedTransformer | AttachedTransformer", text: Text, n_tokens: int | None = None
+) -> tuple["Int[Tensor, '1 pos']", str]:
     """The first n_tokens tokens of the text, and one line that says what was read.
 
     The standard text is repeated when more tokens are asked for than it has; any other text is used as far as it goes.
@@ -123,7 +126,9 @@ def _check_encodable(text: Text) -> None:
         ) from None
 
 
-def _first_tokens(model: "HookedTransformer", content: str, n_tokens: int | None) -> "Int[Tensor, '1 pos']":
+def _first_tokens(
+    model: "HookedTransformer | AttachedTransformer", content: str, n_tokens: int | None
+) -> "Int[Tensor, '1 pos']":
     """Tokens of the shortest prefix that surely holds n_tokens of them."""
     if n_tokens is None:
         return model.to_tokens(content)

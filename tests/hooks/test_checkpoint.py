@@ -74,6 +74,14 @@ def test_dtype_and_rope_on_the_way_in(llama):
         load(llama, dtype="int8")
 
 
+@pytest.mark.parametrize(
+    "options", [{"device": "gpu"}, {"device": "cuda:97"}, {"dtype": "int8"}, {"dtype": torch.int64}]
+)
+def test_a_device_or_dtype_that_cannot_be_is_named(llama, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        HookedTransformer.from_pretrained(llama, **options)
+
+
 def test_only_transformers_models_are_taken():
     with pytest.raises(UnknownModelError, match="Linear"):
         load(torch.nn.Linear(2, 2))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_hooked import random_tokens, tiny_model
 
-from hooks import HookedTransformer, HookNameError, MaterializationError, QKNormConfig, RopeConfig
+from hooks import ConfigError, HookedTransformer, HookNameError, MaterializationError, QKNormConfig, RopeConfig
 from hooks.errors import HookConflictError, InputError
 from hooks.names import attention_steps
 
@@ -332,6 +332,57 @@ def test_with_config_shares_weights_and_inherits_the_schedule():
     assert not any("q_norm" in name for name, _ in plain.named_parameters())
     swapped = model.with_config(qk_norm=QKNormConfig(eps=1e-6, position="after_rope"))
     torch.testing.assert_close(swapped(tokens)[0].double(), by_hand_logits(swapped, tokens), atol=2e-4, rtol=1e-4)
+
+
+def test_with_config_keeps_learned_frequencies_unless_the_schedule_has_others():
+    learned = RopeConfig(rope_theta=10_000.0, learnable=True)
+    model, tokens = tiny_model(rope=learned), random_tokens(N)
+    with torch.no_grad():
+        model.rotary.full_attention.inv_freq *= 1.5
+    same = model.with_config(clip_qkv=1e6, rope=RopeConfig(precision="float64"))
+    assert same.rotary.full_attention.inv_freq is model.rotary.full_attention.inv_freq
+    torch.testing.assert_close(same(tokens), model(tokens), atol=2e-4, rtol=1e-4)
+    linear = RopeConfig(rope_type="linear", factor=4.0)
+    fresh = model.with_config(rope=linear)
+    assert fresh.cfg.rope.learnable
+    expected = tiny_model(rope=RopeConfig(rope_theta=10_000.0)).with_config(rope=linear)
+    torch.testing.assert_close(fresh(tokens), expected(tokens), atol=2e-4, rtol=1e-4)
+
+
+def test_with_config_by_layer_type_on_a_model_of_one_schedule():
+    model = tiny_model(layer_types=("sliding_attention", "full_attention"), window_size=5)
+    changed = model.with_config(rope={"full_attention": RopeConfig(rope_type="linear", factor=4.0)})
+    assert changed.cfg.rope_for(0) == model.cfg.rope
+    assert (changed.cfg.rope_for(1).factor, changed.cfg.rope_for(1).rope_theta) == (4.0, 10_000.0)
+    still = changed.with_config(rope={"sliding_attention": None})
+    assert still.cfg.rope_for(0) is None and still.cfg.rope_for(1) == changed.cfg.rope_for(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dtype": torch.bfloat16}, "cannot change their dtype"),
+        ({"device": "meta"}, "cannot change their device"),
+        ({"rope": "linear"}, "neither a RopeConfig nor a mapping"),
+        ({"rope": {"rope_type": "linear", "factor": 2.0}}, "RopeConfig.from_dict"),
+        ({"ropes": None}, "did you mean rope"),
+    ],
+)
+def test_with_config_refuses_what_it_cannot_do(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny_model().with_config(**changes)
+
+
+def test_a_model_without_a_vocabulary_raises():
+    cfg = tiny_model().cfg.replace(d_vocab=-1)
+    with pytest.raises(ConfigError, match="size of its vocabulary"):
+        HookedTransformer(cfg)
+
+
+@pytest.mark.parametrize("selector", [3, None, ["blocks.0.attn.hook_q"]])
+def test_what_is_no_hook_name_raises(selector):
+    with pytest.raises(HookNameError, match="is no hook name"):
+        tiny_model().add_hook(selector, lambda x, hook: x)
 
 
 def test_seed_decides_the_weights_and_the_global_generator_stays():

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -136,6 +137,8 @@ def test_chosen_layers_only(model):
         capture(model, random_tokens(9), layers=[4])
     with pytest.raises(StageError, match="no layer"):
         capture(model, random_tokens(9), layers=[])
+    with pytest.raises(StageError, match="no layer"):
+        cap.statistics(layers=[])
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,7 @@ def test_chosen_layers_only(model):
         ([-1, 3], InputError),
         ([0.5, 1.0], InputError),
         ([[1, 2], [3, 4]], InputError),
+        (None, InputError),
         (" \n ", TextError),
         ("a lone \ud800 surrogate", TextError),
     ],
@@ -154,6 +158,25 @@ def test_chosen_layers_only(model):
 def test_what_cannot_be_read_raises(model, tokens, error):
     with pytest.raises(error):
         capture(model, tokens)
+
+
+def test_one_stage_and_one_layer_need_no_list(model):
+    one = capture(model, random_tokens(9), stages="pre_norm", layers=2)
+    assert (one.layers, one.stages(2)) == ((2,), ("pre_norm", "final"))
+
+
+def test_training_after_a_capture_does_not_reach_into_it():
+    model = tiny(learned_sinks=True, rope=RopeConfig(rope_theta=10_000.0, learnable=True))
+    tokens = random_tokens(17)
+    cap, expected = capture(model, tokens), capture(model, tokens).statistics()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.7)
+    xr.testing.assert_equal(cap.statistics(), expected)
+    assert not cap.spec(0).sinks.requires_grad
+    changed = capture(model, tokens)
+    for name in ("gain_q", "gain_k", "inv_freq", "w_o"):
+        assert not torch.equal(getattr(cap.constants(1), name), getattr(changed.constants(1), name)), name
 
 
 def test_statistics_are_computed_once_and_aligned(cap, monkeypatch):
@@ -203,6 +226,8 @@ def test_the_prefix_that_is_tokenised_gives_the_tokens_of_the_whole():
 def test_provenance_and_repr(model, cap):
     assert cap.provenance["text"]["token 0"].endswith(f"(id {int(cap.tokens[0])})")
     assert cap.provenance["versions"]["torch"] == torch.__version__
+    half = capture(tiny().to(torch.bfloat16), random_tokens(5))
+    assert half.provenance["settings"]["dtype"] == "bfloat16"
     assert cap.provenance["model"]["layers"] == "2 full, 2 sliding (window 13)"
     assert "71 tokens" in repr(cap)
     assert "pre_norm, pre_rope, final" in repr(cap)
