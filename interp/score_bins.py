@@ -38,14 +38,27 @@ def count_scores(scores: Float[Tensor, "head row key"]) -> Int[Tensor, "head sco
     Returns:
         Counts over the N_BINS bins between `score_edges`.
     """
-    integer, width, shift, bias = _LAYOUT[scores.dtype]
+    integer, width, shift, _ = _LAYOUT[scores.dtype]
     bits = (scores + 0.0).contiguous().view(integer)  # + 0.0 turns −0 into 0
     # One less in magnitude puts a negative score that lies on an edge into the bin to the edge's right.
     bits.add_(bits >> (width - 1)).bitwise_right_shift_(shift)
     half = 1 << (width - 1 - shift)
     index = bits.add_(half).flatten(1)
-    counts = torch.stack([torch.bincount(head, minlength=2 * half) for head in index])
-    low = (bias + _LOWEST) << _BITS
+    return collapse_counts(torch.stack([torch.bincount(head, minlength=2 * half) for head in index]), scores.dtype)
+
+
+def index_layout(dtype: torch.dtype) -> tuple[int, int]:
+    """Bits to drop from a score of this dtype to get its leading bits, and how many values those have."""
+    _, width, shift, _ = _LAYOUT[dtype]
+    return shift, 1 << (width - shift)
+
+
+def collapse_counts(
+    counts: Int[Tensor, "head leading_bits"], dtype: torch.dtype = torch.float32
+) -> Int[Tensor, "head score_bin"]:
+    """From counts by leading bits, the most negative first, to the N_BINS bins."""
+    half = counts.shape[1] // 2
+    low = (_LAYOUT[dtype][3] + _LOWEST) << _BITS
     sides = [_collapse(side, low) for side in counts.split(half, dim=1)]
     (near_negative, negative), (near_positive, positive) = sides
     return torch.cat([negative.flip(1), near_negative + near_positive, positive], dim=1)

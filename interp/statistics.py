@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
 
 import torch
 import xarray as xr
@@ -11,13 +12,14 @@ from torch import Tensor
 from hooks.attend import AttentionSpec
 from hooks.errors import InputError
 from interp.statistics_dataset import Measured, build_dataset
-from interp.statistics_pass import Pass, block_height
+from interp.statistics_pass import BUFFERS, Pass, block_height
 from interp.statistics_schema import GROUPS, SINK_SIZES
 from interp.subsampling import GroupErrors, sample_rows
 from interp.totals import Totals
 from interp.visibility import Visibility
 
 MEMORY_BUDGET = 32 * 2**20
+Backend = Literal["auto", "portable", "fused"]
 
 
 @torch.no_grad()
@@ -37,6 +39,7 @@ def attention_statistics(
     key_positions: Int[Tensor, " key"] | None = None,
     memory_budget: int = MEMORY_BUDGET,
     progress: Callable[[int, int], None] | None = None,
+    backend: Backend = "auto",
 ) -> xr.Dataset:
     """Measure the attention of one sequence without ever holding an n × n matrix.
 
@@ -65,6 +68,9 @@ def attention_statistics(
         key_positions: Positions of the keys; by default their indices.
         memory_budget: Bytes that the tensors of one block may take; a block has at least one row.
         progress: Called with rows done and rows in total, over all heads.
+        backend: "fused" is compiled and multi-threaded, for float32 scores on the CPU and keys without holes;
+            "portable" is torch and does everything. "auto" takes the first where it can. Both are within the error
+            above; the Dataset's attribute ``backend`` names the one taken.
 
     Returns:
         Dataset over head, query, key, distance, map_query, map_key and score_bin; `statistics_schema.VARIABLES`
@@ -97,6 +103,8 @@ def attention_statistics(
         device=q.device,
     )
     errors = GroupErrors()
+    run = _choose(backend, q, dtype, see)
+    buffers = torch.get_num_threads() if run is _run_fused else BUFFERS * (q.shape[1] // k.shape[1])
     total, finished = q.shape[1] * sum(part.row.numel() for part in chosen), 0
 
     def done(rows: int) -> None:
@@ -108,16 +116,46 @@ def attention_statistics(
     offset = measured_rows = 0
     for part, rows in zip(chosen, samples.rows, strict=True):
         before = totals.sums(measured_rows) if samples.estimate else {}
-        height = block_height(memory_budget, q.shape[1] // k.shape[1], part, spec, dtype)
+        height = block_height(memory_budget, buffers, part, spec, dtype)
         work = Pass(q, k, spec, part, totals, groups, low, map_shape, value_norm, dtype, height)
-        work.run(offset, done)
+        run(work, offset, done)
         offset += part.row.numel()
         measured_rows += rows.numel()
         if samples.estimate:
             errors.add(before, totals.sums(measured_rows))
     measured = Measured(see, chosen, samples, errors, query_positions, key_positions, value_norm, low)
     values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
-    return build_dataset(totals, measured, values)
+    return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("_run_"))
+
+
+def _choose(backend: Backend, q: Tensor, dtype: torch.dtype, see: Visibility) -> Callable[..., None]:
+    """The function that runs a pass.
+
+    Raises:
+        InputError: the fused pass was asked for and cannot do it, or the name is unknown.
+    """
+    if backend not in get_args(Backend):
+        raise InputError(f"backend={backend!r}: choose from {', '.join(get_args(Backend))}.")
+    covered = q.device.type == "cpu" and dtype == torch.float32 and see.keys_in_step
+    if backend == "fused" and not covered:
+        raise InputError(
+            'backend="fused" measures float32 scores on the CPU for keys that follow each other without a gap; here '
+            f"scores are {dtype} on {q.device}{'' if see.keys_in_step else ', and keys have gaps'}. "
+            'Choose "auto" or "portable".'
+        )
+    return _run_fused if covered and backend != "portable" else _run_portable
+
+
+def _run_portable(work: Pass, offset: int, done: Callable[[int], None]) -> None:
+    """Run a pass in torch."""
+    work.run(offset, done)
+
+
+def _run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
+    """Run a pass compiled; numba is imported only now."""
+    from interp.fused_pass import FusedPass
+
+    FusedPass(work).run(offset, done)
 
 
 def _check_groups(groups: Iterable[str]) -> frozenset[str]:

@@ -17,9 +17,10 @@ from interp.statistics_schema import LOCAL_DISTANCE, SINK_SIZES
 from interp.totals import Totals, bin_of
 from interp.visibility import Visibility
 
-_BUFFERS = 4
+BUFFERS = 4
 _MAX_HEIGHT = 128
-_LARGE_SCORE = 32.0
+LARGE_SCORE = 32.0
+OVERFLOW = "a score overflows: q, k or the scale is too large. Give q and k as float64."
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Pass:
         if not keys.numel():
             return self.dtype
         q_norm, k_norm = (torch.linalg.vector_norm(x, dim=-1, dtype=self.dtype).max() for x in (self.q[:, heads], keys))
-        return torch.float64 if abs(self.spec.scale) * float(q_norm) * float(k_norm) > _LARGE_SCORE else self.dtype
+        return torch.float64 if abs(self.spec.scale) * float(q_norm) * float(k_norm) > LARGE_SCORE else self.dtype
 
 
 class Buffers:
@@ -186,7 +187,7 @@ class Block:
         """Pattern from masked scores, which become scores minus the row's reference; keeps the row's lse."""
         work, top = self.work, self.scores.amax(-1)
         if not bool(torch.isfinite(top).all()):
-            raise InputError("a score overflows: q, k or the scale is too large. Give q and k as float64.")
+            raise InputError(OVERFLOW)
         self.top = top.double()
         sink = None if work.spec.sinks is None else work.spec.sinks[self.heads].to(self.scores)[:, None]
         reference = top if sink is None else torch.maximum(top, sink)
@@ -387,9 +388,9 @@ def _sum_by(index: Int[Tensor, " cell"], cells: Float[Tensor, "group cell"], siz
     return torch.stack([torch.bincount(index, weights=row, minlength=size) for row in cells])
 
 
-def block_height(budget: int, group: int, visibility: Visibility, spec: AttentionSpec, dtype: torch.dtype) -> int:
-    """Query rows of a block whose buffers fit into `budget` bytes."""
-    cells = max(budget // (_BUFFERS * dtype.itemsize * group), 1)
+def block_height(budget: int, buffers: int, visibility: Visibility, spec: AttentionSpec, dtype: torch.dtype) -> int:
+    """Query rows of a block of which `buffers` copies fit into `budget` bytes."""
+    cells = max(budget // (buffers * dtype.itemsize), 1)
     width = max(visibility.key.numel(), 1)
     if spec.window is not None and spec.window < width:
         return max(min(cells // (2 * spec.window), spec.window, _MAX_HEIGHT), 1)

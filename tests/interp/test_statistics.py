@@ -190,13 +190,17 @@ def problems(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(problems(), st.sampled_from([torch.float32, torch.float32, torch.float64]))
-def test_equals_dense_float64(problem, dtype):
+@given(
+    problems(),
+    st.sampled_from([torch.float32, torch.float32, torch.float64]),
+    st.sampled_from(["auto", "portable", "portable"]),
+)
+def test_equals_dense_float64(problem, dtype, backend):
     q, k, spec, kwargs, height = problem
     q, k = q.to(dtype), k.to(dtype)
     want = dense_statistics(q, k, spec, **kwargs)
     budget = height * 16 * (q.shape[1] // k.shape[1]) * k.shape[0]
-    ds = attention_statistics(q, k, spec, memory_budget=budget, **kwargs)
+    ds = attention_statistics(q, k, spec, memory_budget=budget, backend=backend, **kwargs)
     check(ds, *want, exact_counts=dtype == torch.float64)
 
 
