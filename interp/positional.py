@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from interp.labels import described, result_of
+
 if TYPE_CHECKING:
     from interp.captures import Capture
 
@@ -25,15 +27,15 @@ def positional_bias(cap: "Capture") -> xr.Dataset:
     total = stats["attention"].sum("distance")
     out = xr.Dataset(
         {
-            "attention_mean": _described(per_pair, "1", "mean attention of a pair at this distance", "Σ p / count"),
-            "attention_share": _described(
+            "attention_mean": described(per_pair, "1", "mean attention of a pair at this distance", "Σ p / count"),
+            "attention_share": described(
                 (stats["attention"] / total).where(seen),
                 "1",
                 "share of all the head's attention that goes to this distance",
                 "Σ p at Δ / Σ p",
             ),
             "score_mean": stats["score_mean"],
-            "score_std": _described(
+            "score_std": described(
                 (stats["score_m2"] / count.where(seen)) ** 0.5,
                 "score",
                 "standard deviation of the score between pairs at this distance",
@@ -45,13 +47,14 @@ def positional_bias(cap: "Capture") -> xr.Dataset:
             "positional_r2": stats["positional_r2"],
         }
     )
-    out["window"] = _described(
+    out["window"] = described(
         xr.DataArray([cap.spec(layer).window or 0 for layer in cap.layers], dims="layer"),
         "token",
         "keys that a query of this layer can see, itself included; 0 means all before it",
         "0 ≤ Δ < window",
     )
-    return out.transpose("layer", "head", "distance", ...)
+    out = out.transpose("layer", "head", "distance", ...)
+    return result_of("positional_bias", out, "scores and attention of each head against distance")
 
 
 def bin_distances(bias: xr.Dataset, per_octave: int = 4) -> xr.Dataset:
@@ -110,7 +113,7 @@ def typical_distance(bias: xr.Dataset, share: float = 0.5) -> xr.DataArray:
     mass = bias["attention_share"].fillna(0).cumsum("distance")
     index = (mass < share * (1 - 1e-9)).sum("distance").clip(max=bias.sizes["distance"] - 1)
     distance = bias["distance"].values[index.values]
-    return _described(
+    return described(
         xr.DataArray(distance, coords={"layer": bias["layer"], "head": bias["head"]}, dims=("layer", "head")),
         "token",
         f"distance within which the head spends {share:.0%} of its attention",
@@ -134,8 +137,3 @@ def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Total / count, NaN where nothing was counted."""
     return np.divide(total, count, out=np.full(np.broadcast(total, count).shape, np.nan), where=count > 0)
-
-
-def _described(array: xr.DataArray, units: str, description: str, formula: str) -> xr.DataArray:
-    """The array with the attributes that every variable carries."""
-    return array.assign_attrs(units=units, description=description, formula=formula)

@@ -134,7 +134,11 @@ def check(ds, want, s, ok, low_high, exact_counts=True):
             spread = np.sqrt(got / np.maximum(want["count"], 1))
             np.testing.assert_allclose(spread, sigma, rtol=tolerance, atol=tolerance, err_msg=name)
         elif name == "positional_r2":
-            np.testing.assert_allclose(got, reference, atol=1e-4, err_msg=name)
+            # A ratio of variances is only determined where the scores vary by more than they are rounded.
+            varies = np.std(s[:, ok], axis=1) > 10 * tolerance
+            np.testing.assert_allclose(got[varies], reference[varies], atol=1e-4, err_msg=name)
+            flat = got[~varies]
+            assert (np.isnan(flat) | ((flat >= 0) & (flat <= 1 + 1e-4))).all(), name
         else:
             np.testing.assert_allclose(got, reference, rtol=tolerance, atol=tolerance, err_msg=name)
     for h in range(s.shape[0]):
