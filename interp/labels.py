@@ -1,5 +1,6 @@
-"""What every variable of a result says of itself: units, one line, formula, source."""
+"""Words around numbers: what a variable says of itself (units, formula, source), and lists of numbers in short."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import xarray as xr
@@ -16,3 +17,14 @@ def described(array: xr.DataArray, units: str, description: str, formula: str, s
 def result_of(analysis: str, result: Labelled, description: str) -> Labelled:
     """The result, marked with the analysis that made it, by which `interp.plots.show` picks its figure."""
     return result.assign_attrs(analysis=analysis, description=description)
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in order as text, runs shortened: 0-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
