@@ -18,7 +18,7 @@ class HookConflictError(RopescopeError, RuntimeError):
 
 
 class MaterializationError(RopescopeError, MemoryError):
-    """An n × n tensor was asked for that does not fit in memory; the message names the bytes and the way round."""
+    """Tensors were asked for that do not fit in memory; the message names the bytes and the way round."""
 
 
 class WeightError(RopescopeError, ValueError):
@@ -45,6 +45,26 @@ class InputError(RopescopeError, ValueError):
     """Tensors whose shapes, types or values cannot be analysed (NaN scores, mismatched heads, …)."""
 
 
+class CaptureError(RopescopeError, ValueError):
+    """A path that holds no capture, or one that this version cannot read or go on with."""
+
+
+class CaptureDamagedError(CaptureError):
+    """A file of a capture is missing, cut short or changed since it was written."""
+
+
+class CaptureMismatchError(CaptureError):
+    """A capture of another model, text or settings stands at this path, or was begun in another environment."""
+
+
+class CaptureBusyError(CaptureError):
+    """Another process is writing this capture."""
+
+
+class CaptureWarning(UserWarning):
+    """A capture that can be used although something about it is not as it should be: unfinished, or not kept."""
+
+
 class OutputError(RopescopeError, OSError):
     """A file cannot be written where it was asked for."""
 
@@ -55,3 +75,11 @@ class NarrowRotaryWarning(UserWarning):
 
 class AttachError(RopescopeError, RuntimeError):
     """A transformers model that cannot be attached, or something of it that attaching does not reach."""
+
+
+class PositionError(RopescopeError, IndexError):
+    """An index of a query, key, head or layer that lies outside of what a capture holds."""
+
+
+class ImageExportError(RopescopeError, RuntimeError):
+    """A figure cannot be written as an image: an unknown format, or what draws images is not installed."""

@@ -1,44 +1,35 @@
 """One pass of a model over a text that keeps what attention is made of: q and k at several stages, v, the loss."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks.errors import InputError, StageError, TextError
+from hooks.errors import MaterializationError, StageError
+from interp.capture_plan import DEFAULT_STAGES, CapturePlan, plan_capture, ranges
+from interp.capture_run import run_blocks
 from interp.constants import LayerConstants, layer_constants
+from interp.held_layers import HeldLayer, LayerCapture
 from interp.layers import stack_layers
 from interp.progress import track
-from interp.provenance import describe
-from interp.stages import STAGES, stage_name, steps_before
+from interp.selection import Choice, part_of
+from interp.stages import stage_name, steps_before
 from interp.statistics_schema import GROUPS
-from interp.texts import Text, as_text, tokenise
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    import pandas as pd
     import xarray as xr
     from transformer_lens import ActivationCache
 
     from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig
     from hooks.attached import AttachedTransformer
-
-DEFAULT_STAGES = ("pre_norm", "pre_rope")
-
-
-@dataclass(frozen=True)
-class LayerCapture:
-    """q and k of one layer by the number of steps (clip, norm, rope) behind them, and what scores are made of."""
-
-    steps: tuple[str, ...]
-    q: dict[int, Float[Tensor, "pos head d_head"]]
-    k: dict[int, Float[Tensor, "pos kv_head d_head"]]
-    v: Float[Tensor, "pos kv_head d_head"] | None
-    constants: LayerConstants
+    from interp.patterns import PatternView
+    from interp.stored_statistics import StatisticsStore
+    from interp.texts import Text
 
 
 @dataclass(repr=False)
@@ -52,9 +43,11 @@ class Capture:
         str_tokens: the same tokens as strings.
         positions: position of each token, [pos].
         loss: −ln p of each next token in nats, [pos-1]; entry i is the loss of token i + 1. Empty, as tokens may be,
-            in a capture made from a cache.
+            in a capture made from a cache, and in one that is not complete.
         layers: the captured layers.
         provenance: model, text, settings, cited constants and versions, as nested dictionaries of plain values.
+        path: the directory of a capture on disk, else None.
+        is_complete: False for a capture on disk that was interrupted; `layers` are then those that were finished.
     """
 
     cfg: "HookedTransformerConfig"
@@ -64,8 +57,11 @@ class Capture:
     positions: Int[Tensor, " pos"]
     loss: Float[Tensor, " predicted"]
     provenance: dict[str, dict[str, str]]
-    _layers: dict[int, LayerCapture]
+    _layers: Mapping[int, HeldLayer]
     _statistics: dict[tuple, "xr.Dataset"] = field(default_factory=dict)
+    path: Path | None = None
+    is_complete: bool = True
+    _store: "StatisticsStore | None" = None
 
     @classmethod
     def from_cache(
@@ -108,49 +104,68 @@ class Capture:
         held = self._layer(layer)
         return tuple(stage_name(done, held.steps) for done in sorted(held.q))
 
-    def q(self, layer: int, stage: str = "final") -> Float[Tensor, "pos head d_head"]:
+    def q(
+        self, layer: int, stage: str = "final", *, positions: Choice = None, heads: Choice = None
+    ) -> Float[Tensor, "pos head d_head"]:
         """Queries of a layer at a stage; ``final`` are those that enter the score.
 
-        Raises:
-            StageError: the layer was not captured, or has no such stage.
-        """
-        return self._layer(layer).q[self._steps_done(layer, stage)]
-
-    def k(self, layer: int, stage: str = "final") -> Float[Tensor, "pos kv_head d_head"]:
-        """Keys of a layer at a stage; ``final`` are those that enter the score.
+        Args:
+            layer: which layer.
+            stage: clip, norm and rope each have a ``pre_`` and a ``post_`` side.
+            positions: an index, a slice or several indices; None is all. Of a capture on disk only these are read.
+            heads: the same for query heads. No axis is dropped.
 
         Raises:
             StageError: the layer was not captured, or has no such stage.
+            PositionError: a position or head that is not there.
         """
-        return self._layer(layer).k[self._steps_done(layer, stage)]
+        return part_of(self._layer(layer).q[self._steps_done(layer, stage)], positions, heads)
 
-    def v(self, layer: int) -> Float[Tensor, "pos kv_head d_head"]:
-        """Values of a layer, after clipping where the model clips.
+    def k(
+        self, layer: int, stage: str = "final", *, positions: Choice = None, heads: Choice = None
+    ) -> Float[Tensor, "pos kv_head d_head"]:
+        """Keys of a layer at a stage; ``final`` are those that enter the score. Heads are kv heads; else as `q`."""
+        return part_of(self._layer(layer).k[self._steps_done(layer, stage)], positions, heads)
+
+    def v(self, layer: int, *, positions: Choice = None, heads: Choice = None) -> Float[Tensor, "pos kv_head d_head"]:
+        """Values of a layer, after clipping where the model clips. Heads are kv heads; else as `q`.
 
         Raises:
             StageError: the layer was not captured, or the capture was made from a cache without v.
+            PositionError: a position or head that is not there.
         """
         values = self._layer(layer).v
         if values is None:
             raise StageError(f"v of layer {layer} was not in the cache that this capture was made from")
-        return values
+        return part_of(values, positions, heads)
 
     def spec(self, layer: int) -> "AttentionSpec":
         """How q and k of this layer become a pattern: scale, window, soft-cap, sinks."""
         return self._layer(layer).constants.spec
 
     def constants(self, layer: int) -> LayerConstants:
-        """Gains of the QK-norm, rotary frequencies, W_O and the attention spec of a layer."""
+        """Gains of the QK-norm, rotary frequencies, sizes of W_O and the attention spec of a layer."""
         return self._layer(layer).constants
 
     def steps(self, layer: int) -> tuple[str, ...]:
         """The steps from projection to score that this layer applies: clip, norm, rope, in its own order."""
         return self._layer(layer).steps
 
+    def select(self, layers: int | Iterable[int]) -> "Capture":
+        """The same capture with some of its layers: what is asked of it is asked of them alone. Copies nothing.
+
+        Raises:
+            StageError: a layer that was not captured.
+        """
+        chosen = (layers,) if isinstance(layers, int) else tuple(layers)
+        if not chosen:
+            raise StageError(f"no layer was asked for: this capture holds {ranges(self.layers)}")
+        return replace(self, _layers={n: self._layer(n) for n in sorted(set(chosen))})
+
     def statistics(
-        self, layers: Sequence[int] | None = None, groups: Sequence[str] = GROUPS, *, map_size: int = 128
+        self, layers: int | Sequence[int] | None = None, groups: str | Sequence[str] = GROUPS, *, map_size: int = 128
     ) -> "xr.Dataset":
-        """Exact attention statistics of each layer, computed once and kept.
+        """Exact attention statistics of each layer, computed once and kept: in memory, and beside a capture on disk.
 
         Args:
             layers: which of the captured layers; None is all of them.
@@ -160,26 +175,51 @@ class Capture:
         Returns:
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
         """
+        chosen = self.layers if layers is None else (layers,) if isinstance(layers, int) else tuple(layers)
+        if not chosen:
+            raise StageError(f"no layer was asked for: this capture holds {ranges(self.layers)}")
+        groups = (groups,) if isinstance(groups, str) else tuple(sorted(set(groups)))
+        found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
+        return stack_layers(found)
+
+    def _layer_statistics(self, layer: int, groups: tuple[str, ...], map_size: int) -> "xr.Dataset":
+        """Statistics of one layer: from memory, from beside the capture, or computed and kept in both."""
         from interp.statistics import attention_statistics
 
-        chosen = self.layers if layers is None else tuple(layers)
-        if not chosen:
-            raise StageError(f"no layer was asked for: this capture holds {_ranges(self.layers)}")
-        settings = (tuple(sorted(groups)), map_size)
-        for layer in track(chosen, "measuring attention"):
-            if (layer, *settings) in self._statistics:
-                continue
-            held = self._layer(layer)
-            self._statistics[(layer, *settings)] = attention_statistics(
+        key, settings = (layer, groups, map_size), {"groups": groups, "map_size": map_size}
+        held = self._layer(layer)
+        if key not in self._statistics and self._store is not None:
+            kept = self._store.load(layer, settings)
+            if kept is not None:
+                self._statistics[key] = kept
+        if key not in self._statistics:
+            v = held.v
+            found = attention_statistics(
                 self.q(layer),
                 self.k(layer),
                 held.constants.spec,
-                v=held.v,
-                w_o=None if held.v is None else held.constants.w_o,
-                groups=tuple(groups),
+                v=v,
+                w_o=None if v is None else held.constants.w_o,
+                groups=groups,
                 map_size=map_size,
             )
-        return stack_layers({layer: self._statistics[(layer, *settings)] for layer in chosen})
+            self._statistics[key] = found
+            if self._store is not None:
+                self._store.save(layer, settings, found)
+        return self._statistics[key]
+
+    @property
+    def pattern(self) -> "PatternView":
+        """Exact attention on demand: ``cap.pattern[layer, head, queries, keys]``; see `interp.attention_pattern`."""
+        from interp.patterns import PatternView
+
+        return PatternView(self)
+
+    def top_keys(self, layer: int, head: int, query: int | str, k: int = 10) -> "xr.Dataset":
+        """The k keys that one query attends to most; see `interp.patterns.top_keys`."""
+        from interp.patterns import top_keys
+
+        return top_keys(self, layer, head, query, k)
 
     def report(self, path: "str | Path") -> "Path":
         """Write the report on this capture to one HTML file; see `interp.report`."""
@@ -190,29 +230,35 @@ class Capture:
     @property
     def n_bytes(self) -> int:
         """Bytes held by q, k and v."""
-        tensors = (t for held in self._layers.values() for t in (*held.q.values(), *held.k.values(), held.v))
-        distinct = {t.data_ptr(): t for t in tensors if t is not None}
-        return sum(t.numel() * t.element_size() for t in distinct.values())
+        return sum(info.n_bytes for held in self._layers.values() for info in held.infos().values())
+
+    def holdings(self) -> "pd.DataFrame":
+        """What is held of each layer: its type and window, the stages and shapes of q and k, their type, the bytes."""
+        from interp.holdings import holdings
+
+        return holdings(self)
 
     def __repr__(self) -> str:
-        stages = dict.fromkeys(stage for layer in self.layers for stage in self.stages(layer))
-        heads = f"{self.cfg.n_heads} heads over {self.cfg.n_kv_heads} kv heads"
-        return (
-            f"Capture({self.model_id}: {len(self.positions):,} tokens, {len(self.layers)} layers × {heads}, "
-            f"q and k at {', '.join(stages)}; {self.n_bytes / 1e6:,.1f} MB)"
-        )
+        from interp.holdings import in_words
 
-    def _layer(self, layer: int) -> LayerCapture:
+        return in_words(self)
+
+    def _repr_html_(self) -> str:
+        from interp.holdings import as_html
+
+        return as_html(self)
+
+    def _layer(self, layer: int) -> HeldLayer:
         """The layer's tensors, or a StageError that says which layers there are."""
         if layer not in self._layers:
-            raise StageError(f"layer {layer!r} is not in this capture; it holds {_ranges(self.layers)}")
+            raise StageError(f"layer {layer!r} is not in this capture; it holds {ranges(self.layers)}")
         return self._layers[layer]
 
     def _steps_done(self, layer: int, stage: str) -> int:
         """Key of a stage in a layer's q and k, or a StageError that says which stages there are."""
         held = self._layer(layer)
         done = steps_before(stage, held.steps)
-        if done is None or done not in held.q:
+        if done is None or done not in set(held.q):
             why = "has no such step" if done is None else "was captured without it"
             raise StageError(f"no stage {stage!r} in layer {layer}: it {why}; it holds {', '.join(self.stages(layer))}")
         return done
@@ -221,169 +267,92 @@ class Capture:
 def capture(
     model: "HookedTransformer | AttachedTransformer",
     text_or_tokens: "str | Text | Sequence[int] | Tensor",
+    path: str | Path | None = None,
     *,
     n_tokens: int | None = None,
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
+    force: bool = False,
 ) -> Capture:
     """Run the model once, layer by layer, and keep q, k, v and the loss of each token.
 
-    Memory is that of one fused forward pass plus the tensors kept: no attention matrix, never the logits as a whole.
+    Memory is that of one fused forward pass plus the tensors kept, or with a path those of one layer: no attention
+    matrix, never the logits as a whole. A capture on disk that was killed goes on from the last finished layer when it
+    is called again, and ends with the same bytes. Hooks that are active take part in what is captured; they are not
+    part of what is compared then.
 
     Args:
         model: a HookedTransformer, native or attached.
         text_or_tokens: a text, or token ids in one row.
+        path: a directory to write to, made if it is not there; None keeps the capture in memory.
         n_tokens: read at most this many tokens. The standard text is repeated when more are asked for.
         stages: tensors to keep besides the final q and k, such as ``pre_norm`` or ``post_rope``. By default those
             before the norm and before the rotation, where the model has these steps.
         layers: which layers to keep; None keeps all.
+        force: go on with an interrupted capture although torch, the threads, the device or the processor changed, and
+            last bits with them.
 
     Raises:
         StageError: an unknown stage, one that no layer has, or a layer that the model does not have.
         TextError: fewer than two tokens to read.
         InputError: token ids that the model does not know.
+        MaterializationError: the tensors would not fit in memory; with a path they need not.
+        CaptureError: the path holds something else, another capture (`CaptureMismatchError`), one that is being written
+            (`CaptureBusyError`) or a damaged one (`CaptureDamagedError`).
+        OutputError: the path cannot be written, or the disk would not hold the capture.
+
+    Example:
+        >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
+        >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
-    chosen = _chosen_layers(model.cfg, layers)
-    stages = (stages,) if isinstance(stages, str) else stages
-    steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
-    _check_stages(stages, steps)
-    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
-    held, nll = _run(model, tokens, stages, steps)
-    str_tokens = model.to_str_tokens(tokens[0]) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
-    settings = {
-        "tokens": f"{tokens.shape[1]:,}",
-        "layers": _ranges(chosen),
-        "stages": ", ".join(dict.fromkeys((*stages, "final"))),
-    }
+    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers)
+    if path is None:
+        return _capture_in_memory(plan)
+    from interp.capture_resume import source_of
+    from interp.capture_writing import write_capture
+
+    return write_capture(plan, path, source=source_of(model), force=force)
+
+
+def _capture_in_memory(plan: CapturePlan) -> Capture:
+    """Run a plan and keep everything in memory."""
+    _check_fits(plan)
+    kept = _InMemory(plan)
+    loss = run_blocks(plan, kept)
     return Capture(
-        cfg=model.cfg,
-        model_id=str(model.cfg.model_name),
-        tokens=tokens[0].cpu(),
-        str_tokens=str_tokens,
-        positions=torch.arange(tokens.shape[1]),
-        loss=nll,
-        provenance=describe(model, text, what, tokens[0], str_tokens, settings),
-        _layers=held,
+        cfg=plan.model.cfg,
+        model_id=str(plan.model.cfg.model_name),
+        tokens=plan.tokens[0].cpu(),
+        str_tokens=plan.str_tokens,
+        positions=torch.arange(plan.n_tokens),
+        loss=loss,
+        provenance=plan.provenance,
+        _layers=kept.layers,
     )
 
 
-def _run(
-    model: "HookedTransformer | AttachedTransformer",
-    tokens: Int[Tensor, "1 pos"],
-    stages: Sequence[str],
-    steps: dict[int, tuple],
-) -> tuple[dict[int, LayerCapture], Float[Tensor, " predicted"]]:
-    """The forward pass, one block at a time; returns the kept tensors and the loss."""
-    held = {}
-    with torch.no_grad():
-        resid = model.embed_tokens(tokens)
-        context = model.context(tokens)
-        for layer in track(range(model.cfg.n_layers), "running the model"):
-            kept: dict[str, Tensor] = {}
-            hooks = _keepers(layer, steps[layer], stages, kept) if layer in steps else []
-            with model.hooks(fwd_hooks=hooks):
-                resid = model.blocks[layer](resid, context)
-            if layer in steps:
-                held[layer] = _layer_capture(model, layer, steps[layer], stages, kept, tokens.shape[1])
-        nll = model.residual_loss(resid, tokens)
-    return held, nll[0].float().cpu()
+class _InMemory:
+    """Keeps what a pass leaves."""
+
+    def __init__(self, plan: CapturePlan):
+        self.plan = plan
+        self.layers: dict[int, LayerCapture] = {}
+
+    def put(self, layer: int, tensors: dict[str, Tensor], resid: Tensor) -> None:
+        """Keep a captured layer."""
+        if layer in self.plan.steps:
+            constants = layer_constants(self.plan.model, layer, self.plan.n_tokens)
+            self.layers[layer] = LayerCapture.of(self.plan.steps[layer], tensors, constants)
 
 
-def _keepers(layer: int, steps: tuple[str, ...], stages: Sequence[str], kept: dict[str, Tensor]) -> list:
-    """(name, hook) pairs that put the wanted tensors of one layer into `kept`, by their alias."""
-    wanted = [stage for stage in (*stages, "final") if steps_before(stage, steps) is not None]
-    names = [f"hook_{x}_{stage}" for x in "qk" for stage in wanted] + ["hook_v_final"]
+def _check_fits(plan: CapturePlan) -> None:
+    """Raise a MaterializationError when what is to be kept would not fit in free memory."""
+    import psutil
 
-    def keeper(name: str):
-        def keep(tensor: Tensor, hook: object) -> None:
-            kept[name] = tensor.detach()[0]
-
-        return keep
-
-    return [(f"blocks.{layer}.attn.{name}", keeper(name)) for name in dict.fromkeys(names)]
-
-
-def _layer_capture(
-    model: "HookedTransformer | AttachedTransformer",
-    layer: int,
-    steps: tuple[str, ...],
-    stages: Sequence[str],
-    kept: dict[str, Tensor],
-    n_tokens: int,
-) -> LayerCapture:
-    """One layer's tensors by the number of steps behind them, with its constants."""
-    by_steps = {}
-    for stage in (*stages, "final"):
-        done = steps_before(stage, steps)
-        if done is not None:
-            by_steps[done] = stage
-    return LayerCapture(
-        steps=steps,
-        q={done: kept[f"hook_q_{stage}"] for done, stage in by_steps.items()},
-        k={done: kept[f"hook_k_{stage}"] for done, stage in by_steps.items()},
-        v=kept["hook_v_final"],
-        constants=layer_constants(model, layer, n_tokens),
-    )
-
-
-def _tokens_of(
-    model: "HookedTransformer | AttachedTransformer",
-    source: "str | Text | Sequence[int] | Tensor",
-    n_tokens: int | None,
-) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
-    """Tokens in one row, one line on what they are, and the text if there is one."""
-    if isinstance(source, str | Text):
-        text = as_text(source)
-        tokens, what = tokenise(model, text, n_tokens)
-        return tokens, what, text
-    if not isinstance(source, Tensor | Sequence | np.ndarray):
-        raise InputError(f"cannot read a {type(source).__name__}: give a text, or token ids in one row")
-    ids = torch.as_tensor(source if isinstance(source, Tensor) else np.asarray(source))
-    if ids.ndim == 2 and ids.shape[0] == 1:
-        ids = ids[0]
-    if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool)):
-        raise InputError(
-            f"tokens must be one row of whole numbers, not shape {tuple(ids.shape)} of {ids.dtype!s}: "
-            "capture one sequence at a time"
+    device = plan.model.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if plan.n_bytes > free:
+        raise MaterializationError(
+            f"q, k and v of {plan.n_tokens:,} tokens take {plan.n_bytes / 1e9:.1f} GB in memory and {free / 1e9:.1f} "
+            "GB are free: capture to disk with path=, or keep fewer layers or stages"
         )
-    if n_tokens is not None:
-        ids = ids[:n_tokens]
-    if len(ids) < 2:
-        raise TextError(f"{len(ids)} token to read: attention needs at least 2")
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= model.cfg.d_vocab:
-        wrong = low if low < 0 else high
-        raise InputError(f"token id {wrong} is outside this model's vocabulary, 0 to {model.cfg.d_vocab - 1}")
-    return ids.long()[None], "token ids given in memory", None
-
-
-def _chosen_layers(cfg: "HookedTransformerConfig", layers: int | Iterable[int] | None) -> tuple[int, ...]:
-    """The layers to keep, in order, checked against the model."""
-    layers = [layers] if isinstance(layers, int) else layers
-    chosen = range(cfg.n_layers) if layers is None else sorted({int(layer) for layer in layers})
-    if not chosen:
-        raise StageError("no layer was asked for: name at least one")
-    for layer in chosen:
-        if not 0 <= layer < cfg.n_layers:
-            raise StageError(f"the model has no layer {layer}: its layers are 0 to {cfg.n_layers - 1}")
-    return tuple(chosen)
-
-
-def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> None:
-    """Raise a StageError for an unknown stage, or one asked for by name that no layer has."""
-    for stage in stages:
-        found = [layer for layer in steps if steps_before(stage, steps[layer]) is not None]
-        if not found and stages is not DEFAULT_STAGES:
-            there = [s for s in STAGES if any(steps_before(s, own) is not None for own in steps.values())]
-            raise StageError(f"no layer of this model has a stage {stage!r}; it has {', '.join(there)}")
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers as text, runs shortened: 0-3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,7 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerConstants:
-    """Gains and biases of the QK-norm, inv_freq and W_O (None where there are none or none are known), and the spec."""
+    """What is kept of a layer's weights; None where there are none or none are known.
+
+    Attributes:
+        gain_q: gain of the QK-norm of queries, its fixed scale included.
+        gain_k: gain of the QK-norm of keys.
+        bias_q: bias of the QK-norm of queries.
+        bias_k: bias of the QK-norm of keys.
+        inv_freq: rotary frequencies, rad/token.
+        attention_factor: what cos and sin are multiplied by.
+        w_o: W_O of each head up to a rotation of its output: the triangular L of ``W_O = L Qᵀ``. Lengths are all that
+            is asked of it, ``‖v L‖ = ‖v W_O‖``, and L is a fraction of its size.
+        spec: how q and k become a pattern.
+    """
 
     gain_q: Float[Tensor, "head d_head"] | None
     gain_k: Float[Tensor, "kv_head d_head"] | None
@@ -26,7 +39,7 @@ class LayerConstants:
     bias_k: Float[Tensor, "kv_head d_head"] | None
     inv_freq: Float[Tensor, " pair"] | None
     attention_factor: float
-    w_o: Float[Tensor, "head d_head d_model"] | None
+    w_o: Float[Tensor, "head d_head rank"] | None
     spec: "AttentionSpec"
 
 
@@ -42,8 +55,13 @@ def layer_constants(model: "HookedTransformer | AttachedTransformer", layer: int
     gain_k, bias_k = _gain_and_bias(getattr(attn, "k_norm", None))
     # Copies: a training step after the capture must not reach into it.
     spec = attn.spec if attn.spec.sinks is None else replace(attn.spec, sinks=attn.spec.sinks.detach().clone())
-    w_o = attn.W_O.detach().clone()
-    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=w_o, spec=spec)
+    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=_triangular(attn.W_O), spec=spec)
+
+
+def _triangular(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_head rank"]:
+    """L of ``W_O = L Qᵀ`` for each head, in float32 or better."""
+    exact = w_o.detach().to(torch.promote_types(w_o.dtype, torch.float32))
+    return torch.linalg.qr(exact.mT, mode="r").R.mT.contiguous()
 
 
 def _gain_and_bias(norm: "QKNorm | None") -> tuple[Tensor | None, Tensor | None]:

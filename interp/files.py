@@ -2,9 +2,12 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from hooks.errors import OutputError
+
+TEMPORARY = ".ropescope-*.tmp"
 
 
 def check_writable(path: str | Path) -> Path:
@@ -34,32 +37,55 @@ def check_writable(path: str | Path) -> Path:
 
 
 def write_text(path: str | Path, content: str) -> Path:
-    """Write a whole file or nothing: under a temporary name, synced, then renamed.
+    """Write a whole file or nothing; see `replace_file`.
 
     Raises:
         OutputError: the file cannot be written; what stood there before is untouched.
     """
     target = check_writable(path)
     try:
-        handle, temporary = _temporary(target)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, _mode(target))
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(target, [content.encode("utf-8", errors="backslashreplace")])
     except OSError as error:
         raise _unwritable(path, error) from None
     return target
 
 
+def replace_file(target: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a whole file or nothing: under a temporary name, synced, renamed, and the directory synced.
+
+    Raises:
+        OSError: as the system gives it; what stood there before is untouched.
+    """
+    handle, temporary = _temporary(target)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode(target))
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Put a directory's entries on the disk, so that a rename outlives a power cut."""
+    if os.name == "nt":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _temporary(target: Path) -> tuple[int, str]:
     """A new file beside the target, so that the final rename stays on one file system."""
-    return tempfile.mkstemp(dir=target.parent, prefix=".ropescope-", suffix=".tmp")
+    prefix, suffix = TEMPORARY.split("*")
+    return tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix)
 
 
 def _mode(target: Path) -> int:

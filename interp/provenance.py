@@ -27,12 +27,11 @@ def describe(
     settings: dict[str, str],
 ) -> dict[str, dict[str, str]]:
     """Sections of the provenance, each a table of plain strings."""
-    ids = tokens.cpu().numpy().astype("<i8").tobytes()
     text_section = {
         "read": what,
         "tokens": f"{len(tokens):,}",
         "token 0": f"{str_tokens[0]!r} (id {int(tokens[0])})",
-        "SHA-256 of the token ids": hashlib.sha256(ids).hexdigest(),
+        "SHA-256 of the token ids": token_hash(tokens),
     }
     if text is not None:
         text_section["SHA-256 of the text"] = text.sha256
@@ -46,6 +45,32 @@ def describe(
         },
         "constants and sources": {str(key): str(value) for key, value in model.cfg.provenance.items()},
         "versions": versions(),
+    }
+
+
+def token_hash(tokens: Int[Tensor, " pos"]) -> str:
+    """SHA-256 of token ids, as little-endian 64-bit numbers."""
+    return hashlib.sha256(tokens.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def weight_hash(model: "HookedTransformer | AttachedTransformer") -> str:
+    """SHA-256 over the names, types, shapes and bytes of a model's parameters, shared ones once."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        weight = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def environment(model: "HookedTransformer | AttachedTransformer") -> dict[str, str | int]:
+    """What the last bits of a result depend on, beside the model and the text."""
+    device = model.device.type
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "processor": torch.backends.cpu.get_cpu_capability() if device == "cpu" else "",
     }
 
 

@@ -105,7 +105,9 @@ def test_loss_and_shapes(model, cap):
 def test_constants_are_the_layers_own(model, cap):
     constants = cap.constants(1)
     assert torch.equal(constants.gain_q, model.blocks[1].attn.q_norm.effective_gain())
-    assert torch.equal(constants.w_o, model.blocks[1].attn.W_O)
+    v, w_o = torch.randn(N_HEADS, 5, D_HEAD), model.blocks[1].attn.W_O
+    assert constants.w_o.shape == (N_HEADS, D_HEAD, D_HEAD)
+    torch.testing.assert_close((v @ constants.w_o).norm(dim=-1), (v @ w_o).norm(dim=-1))
     np.testing.assert_allclose(constants.inv_freq, 10_000.0 ** (-np.arange(0, D_HEAD, 2) / D_HEAD), rtol=1e-6)
     assert cap.constants(3).inv_freq is None
     assert cap.spec(0).window == 13
@@ -193,6 +195,13 @@ def test_statistics_are_computed_once_and_aligned(cap, monkeypatch):
     np.testing.assert_array_equal(again["attention"].sel(layer=1), first["attention"].sel(layer=1))
 
 
+def test_groups_by_name_alone(cap):
+    assert "lse" in cap.statistics(0, "rows")
+    assert "received" not in cap.statistics(0, ["rows"])
+    with pytest.raises(InputError, match="rowz"):
+        cap.statistics(0, "rowz")
+
+
 def test_the_standard_text_repeats_and_others_do_not():
     model = tiny()
     model.tokenizer = word_tokenizer()
@@ -232,4 +241,5 @@ def test_provenance_and_repr(model, cap):
     assert "71 tokens" in repr(cap)
     assert "pre_norm, pre_rope, final" in repr(cap)
     per_stage, values = 71 * D_HEAD * (N_HEADS + N_KV) * 4, 71 * D_HEAD * N_KV * 4
+    assert capture(model, random_tokens(71), layers=3).n_bytes == 2 * per_stage + values
     assert cap.n_bytes == 3 * (3 * per_stage + values) + (2 * per_stage + values)

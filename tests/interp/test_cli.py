@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hooks import HookedTransformer, HookedTransformerConfig, RopeConfig
-from interp import cli
+from interp import cli, cli_support
 
 ROOT = Path(__file__).parents[2]
 # Processor time of the same work on a busy machine with shared caches against a quiet one.
@@ -49,6 +49,7 @@ def tiny(monkeypatch):
     """Every model name gives a tiny model."""
 
     def load(source, *, dtype=None, device=None):
+        dtype = str(dtype or "float32").removeprefix("torch.")
         cfg = HookedTransformerConfig(
             d_model=32,
             d_head=32,
@@ -63,7 +64,7 @@ def tiny(monkeypatch):
             rope=RopeConfig(rope_type="default", rope_theta=10_000.0),
             seed=0,
             initializer_range=0.2,
-            dtype=getattr(torch, dtype or "float32"),
+            dtype=getattr(torch, dtype),
         )
         return HookedTransformer(cfg, OneTokenPerCharacter()).eval()
 
@@ -132,6 +133,63 @@ def test_bad_input_is_one_line(run, tiny, tmp_path, arguments, said):
     assert not list(tmp_path.glob(".ropescope*"))
 
 
+def test_capture_info_and_report(run, tiny, tmp_path):
+    status, out, err = run("capture", "--tokens", 50, "--layers", "0,2", "--stages", "pre_rope", "--out", "c")
+    assert (status, err) == (0, "")
+    size = 2 * 50 * (2 * (2 + 2) + 2) * 32 * 4
+    assert f"50 tokens × 2 layers: {size:,} bytes of q, k and v in c, where patterns would take" in out
+    assert "layer 0 took" in out
+    assert out.splitlines()[-1].startswith("wrote c (")
+    assert run("capture", "--tokens", 50, "--layers", "0,2", "--stages", "pre_rope", "--out", "c")[0] == 0
+    status, out, err = run("info", "c", "--verify")
+    assert (status, err) == (0, "")
+    assert "50 tokens" in out
+    assert "verified: 6 files" in out
+    assert run("resume", "c")[:2] == (0, "c is complete\n")
+    status, out, err = run("report", "--capture", "c", "--layers", "2")
+    assert (status, err) == (0, "")
+    page = (tmp_path / "ropescope-report.html").read_text(encoding="utf-8")
+    assert "L2 H1" in page
+    assert "L0 H1" not in page
+
+
+@pytest.mark.filterwarnings("always::hooks.errors.CaptureWarning")
+def test_an_interrupted_capture_says_how_to_go_on(run, tiny, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    arguments = ("capture", "--tokens", 20, "--out", "c", "--dtype", "bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr(HookedTransformer, "residual_loss", interrupt)
+        status, _, err = run(*arguments)
+    assert (status, err) == (130, "error: interrupted; go on with: ropescope resume c\n")
+    status, out, err = run("info", "c")
+    assert status == 0
+    assert "complete    no: go on with `ropescope resume c`" in out
+    assert "3 of 3 layers have run" in err
+    status, out, _ = run("resume", "c")
+    assert status == 0
+    assert out.splitlines()[-1].startswith("wrote c (")
+
+
+def test_wrong_captures_are_one_line(run, tiny, tmp_path):
+    run("capture", "--tokens", 20, "--out", "c")
+    assert "another text" in run("capture", "--tokens", 21, "--out", "c")[2]
+    one_line_error(*run("info", "missing"))
+    one_line_error(*run("resume", "missing"))
+    one_line_error(*run("report", "--capture", "missing"))
+    assert "--model, --tokens cannot go with --capture" in one_line_error(
+        *run("report", "--capture", "c", "--model", "gemma3-270m", "--tokens", 20)
+    )
+    assert "unknown stage 'pre_nrom'" in one_line_error(*run("capture", "--out", "d", "--stages", "pre_nrom"))
+    path = tmp_path / "c" / "layer_001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    status, _, err = run("info", "c", "--verify")
+    assert status == 1
+    assert err.startswith("error: c/layer_001.safetensors was changed after it was written")
+
+
 @pytest.mark.parametrize("arguments", [["--tokens", "many"], ["--nonsense"], ["extra"]])
 def test_usage_errors_are_one_line_with_status_2(run, arguments):
     one_line_error(*run("report", *arguments), expected_status=2)
@@ -182,7 +240,7 @@ def test_a_signal_during_a_real_run(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == b"error: interrupted; no report was written\n"
+    assert err == b"error: interrupted; nothing was written\n"
     assert os.listdir(tmp_path) == []
 
 
@@ -201,6 +259,11 @@ def test_help_is_quick_and_shows_an_example():
     assert "Example: ropescope report --model" in shown.stdout
 
 
+@pytest.mark.parametrize("command", ["capture", "resume", "info"])
+def test_every_command_shows_an_example(run, command):
+    assert f"Example: ropescope {command} " in run(command, "--help")[1]
+
+
 def test_nothing_heavy_is_imported():
     script = (
         "import sys, interp, hooks, interp.cli\n"
@@ -216,4 +279,4 @@ def test_nothing_heavy_is_imported():
     ("text", "numbers"), [("0", [0]), ("0,3-5", [0, 3, 4, 5]), (" 2 , 1-1,2", [1, 2]), ("17-17", [17])]
 )
 def test_number_lists(text, numbers):
-    assert cli._numbers(text, "--layers") == numbers
+    assert cli_support.numbers(text, "--layers") == numbers

@@ -1,0 +1,84 @@
+"""What the commands share: reading options, a spinner, and one-line messages. Imports nothing heavy."""
+
+import sys
+from typing import NoReturn
+
+from hooks.errors import InputError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class InterruptedRunError(Exception):
+    """Ctrl-C, with a line on what is left and how to go on."""
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """``0,3-5`` as [0, 3, 4, 5]; None stays None."""
+    if text is None:
+        return None
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            raise InputError(f"{option} {text!r}: write numbers and ranges from 0, such as 0,3-5")
+        low, high = int(first), int(last or first)
+        if high < low or high - low > 10_000:
+            raise InputError(f"{option} {text!r}: the range {part.strip()} does not go from small to large")
+        chosen.update(range(low, high + 1))
+    return sorted(chosen)
+
+
+def check_run_options(tokens: int, dtype: str | None) -> None:
+    """Raise an InputError for a number of tokens or a type that no run can have."""
+    if tokens < 2:
+        raise InputError(f"--tokens {tokens}: attention needs at least 2")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+
+
+def checked_device(name: str | None) -> str | None:
+    """A device that this machine has, or an InputError."""
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"--device {name!r} does not work here: {reason}") from None
+    return name
+
+
+def status(message: str):
+    """A spinner on stderr while a block runs, on a terminal only."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(message)
+
+
+def note(message: object, *_: object, **__: object) -> None:
+    """One line on stderr that is no error; also how warnings are shown."""
+    print(f"note: {_one_line(message)}", file=sys.stderr)
+
+
+def fail(message: object, exit_status: int) -> NoReturn:
+    """Print one line and leave."""
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    sys.exit(exit_status)
+
+
+def note_short_text(n_tokens: int, asked: int) -> None:
+    """Say so when a text has fewer tokens than were asked for."""
+    if n_tokens < asked:
+        note(f"the text has {n_tokens:,} tokens, fewer than the {asked:,} asked for; all of it was read")
+
+
+def _is_number(text: str) -> bool:
+    """Whether the text is a short run of ASCII digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 6
+
+
+def _one_line(message: object) -> str:
+    """A message without line breaks and control characters, which a file name or a text may have put there."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(message).split()))
