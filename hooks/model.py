@@ -15,13 +15,14 @@ from hooks.attend import AttentionSpec
 from hooks.attention import AttentionContext
 from hooks.block import Block
 from hooks.cache import check_full_fits
-from hooks.config import HookedTransformerConfig, QKNormConfig, RopeConfig
+from hooks.config import HookedTransformerConfig, QKNormConfig
 from hooks.errors import ConfigError, InputError
 from hooks.hooking import NamedHooksModule
 from hooks.lens import LensMixin
 from hooks.names import HookRegistry, attention_steps
 from hooks.norms import Norm
-from hooks.rope import Rotary, inv_freq
+from hooks.rope import Rotary
+from hooks.rope_settings import inherited_rope, same_frequencies
 from hooks.tokenizing import TokenizingMixin
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             if name in changes:
                 raise ConfigError(f"with_config shares the weights, so it cannot change their {name}: use model.to(…)")
         if "rope" in changes:
-            changes["rope"] = _inherited_rope(self.cfg, changes["rope"])
+            changes["rope"] = inherited_rope(self.cfg, changes["rope"])
         other = HookedTransformer(self.cfg.replace(**changes), self.tokenizer, _empty=True)
         own = dict(self.named_parameters(remove_duplicate=False))
         own = {name: value for name, value in own.items() if not _rescheduled(name, self.rotary, other.rotary)}
@@ -358,31 +359,6 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)
 
 
-def _inherited_rope(cfg: HookedTransformerConfig, new: Any) -> Any:
-    """A rope setting whose unset fields come from the model's own; by layer type where the model's types differ."""
-    own = cfg.rope
-    if new is None:
-        return None
-    for rope in new.values() if isinstance(new, Mapping) else [new]:
-        if not isinstance(rope, RopeConfig | None):
-            raise ConfigError(
-                f"rope={new!r} is neither a RopeConfig nor a mapping from layer type to RopeConfig or None; "
-                "RopeConfig.from_dict reads a dictionary of settings"
-            )
-    if isinstance(own, Mapping):
-        if not isinstance(new, Mapping) or not set(new) <= set(own):
-            raise ConfigError(
-                f"this model's layer types rotate differently: give rope as a mapping with any of the keys "
-                f"{', '.join(map(repr, own))}; types left out keep their own schedule"
-            )
-        fresh = {t: rope and rope.inherit(own[t] or RopeConfig(), n_ctx=cfg.n_ctx) for t, rope in new.items()}
-        return {**own, **fresh}
-    if isinstance(new, Mapping):
-        fresh = {t: rope and rope.inherit(own or RopeConfig(), n_ctx=cfg.n_ctx) for t, rope in new.items()}
-        return {**dict.fromkeys(map(cfg.layer_type, range(cfg.n_layers)), own), **fresh}
-    return new.inherit(own or RopeConfig(), n_ctx=cfg.n_ctx)
-
-
 def _rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:
     """Whether a parameter is learned frequencies, and the new schedule starts from others than the own one did."""
     if not parameter.startswith("rotary."):
@@ -390,7 +366,5 @@ def _rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool
     layer_type = parameter.split(".")[1]
     if layer_type not in new:
         return False
-    before, after = (
-        inv_freq(cast(Rotary, r[layer_type]).rope, cast(Rotary, r[layer_type]).d_head)[0] for r in (own, new)
-    )
-    return before.shape != after.shape or not torch.allclose(before.double(), after.double(), rtol=1e-5, atol=0)
+    before, after = (cast(Rotary, rotary[layer_type]) for rotary in (own, new))
+    return not same_frequencies(before.rope, after.rope, after.d_head)

@@ -4,8 +4,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from hooks.errors import StageError
+from interp.labels import result_of
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -23,15 +26,28 @@ def loss_by_position(cap: "Capture", bins: int = 32) -> xr.Dataset:
     """
     if not len(cap.loss):
         raise StageError("this capture was made from a cache and holds no loss; capture(model, text) does")
-    loss = cap.loss.numpy().astype(np.float64)
-    position = cap.positions.numpy()[1:]
+    return binned_loss(cap.loss, cap.positions, bins)
+
+
+def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"], bins: int = 32) -> xr.Dataset:
+    """`loss_by_position` of losses that no capture holds.
+
+    Args:
+        nll: −ln p of each token but the first, in nats.
+        positions: position of every token.
+        bins: stretches of equal length.
+
+    Returns:
+        The Dataset of `loss_by_position`.
+    """
+    loss, position = nll.double().cpu().numpy(), positions.cpu().numpy()[1:]
     starts = np.unique(np.linspace(0, len(loss), min(bins, len(loss)) + 1).astype(int))[:-1]
     count = np.diff(np.append(starts, len(loss)))
     mean = np.add.reduceat(loss, starts) / count
     variance = np.add.reduceat((loss - np.repeat(mean, count)) ** 2, starts) / np.maximum(count - 1, 1)
     attrs = {"units": "nats", "formula": "−ln p(token)"}
     binned = "position_bin"
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "loss": ("position", loss, {**attrs, "description": "loss of the token at this position"}),
             "running_mean": (
@@ -53,3 +69,4 @@ def loss_by_position(cap: "Capture", bins: int = 32) -> xr.Dataset:
             "last_position": (binned, position[starts + count - 1], {"units": "token"}),
         },
     )
+    return result_of("loss_by_position", result, "loss of the next token by position")

@@ -365,6 +365,7 @@ def test_with_config_by_layer_type_on_a_model_of_one_schedule():
         ({"device": "meta"}, "cannot change their device"),
         ({"rope": "linear"}, "neither a RopeConfig nor a mapping"),
         ({"rope": {"rope_type": "linear", "factor": 2.0}}, "RopeConfig.from_dict"),
+        ({"rope": {"sliding_attention": None}}, "this model's are 'full_attention'"),
         ({"ropes": None}, "did you mean rope"),
     ],
 )
