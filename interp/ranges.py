@@ -83,7 +83,7 @@ def score_bound(
     """
     features = _features(gain_q, gain_k, d_head)
     a, b, per_head = _gains(gain_q, gain_k, features)
-    distances = None if distance is None else torch.atleast_1d(torch.as_tensor(distance, dtype=torch.float64))
+    distances = None if distance is None else _as_tensor(distance)
     bound = torch.full((a.shape[0], 1 if distances is None else distances.numel()), torch.inf, dtype=torch.float64)
     if features is None and (qk_norm is not None or clip_qkv is not None):
         raise InputError("the bound of a norm needs gain_q and gain_k (ones if it has none), that of a clip d_head.")
@@ -157,6 +157,13 @@ def score_quantile(ds: xr.Dataset, q: float | Sequence[float]) -> xr.DataArray:
     dims = (*counts.dims[:-1], "quantile")
     coords = {name: c for name, c in counts.coords.items() if "score_bin" not in c.dims}
     return xr.DataArray(values, {**coords, "quantile": levels}, dims, "score_quantile", attrs)
+
+
+def _as_tensor(distance: int | Sequence[int] | Tensor | np.ndarray) -> Float[Tensor, " distance"]:
+    """Distances in float64."""
+    if isinstance(distance, Tensor):
+        return torch.atleast_1d(distance.double())
+    return torch.from_numpy(np.array(distance, dtype=np.float64, ndmin=1))
 
 
 def _furthest(spec: "AttentionSpec", max_distance: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""score_bound: nothing exceeds it, ascent reaches it, and its closed forms equal a full SVD; quantiles of scores."""
+"""score_bound: nothing exceeds it, ascent reaches it, closed forms equal an SVD; bounds by distance; quantiles."""
 
 import math
 
@@ -9,11 +9,14 @@ import xarray as xr
 from dense import visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_hooked import random_tokens, tiny_model
 
 from hooks import AttentionSpec, QKNormConfig, RopeConfig
-from hooks.errors import InputError
+from hooks.errors import InputError, StageError
 from hooks.rope import inv_freq
 from interp import score_bound
+from interp.captures import capture
+from interp.layer_bounds import bound_by_distance
 from interp.ranges import score_quantile
 from interp.statistics import attention_statistics
 
@@ -202,6 +205,43 @@ def test_closed_form_equals_the_svd_of_the_whole_matrix(rope, distance):
         assert score_bound(QKNormConfig(), rope, a, b, SPEC, distance=distance) == pytest.approx(want, rel=1e-12)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["rms", "layer", "l2"]),
+    st.sampled_from(["head", "full"]),
+    st.sampled_from(ROPES),
+    st.integers(0, 5000),
+    st.sampled_from([None, 0.7]),
+    st.integers(0, 1000),
+)
+def test_every_kind_of_norm_is_bounded_by_an_svd(kind, scope, rope, distance, softcap, seed):
+    """Full width as one big matrix over all heads' features, of which one head's block picks its own rows."""
+    generator = torch.Generator().manual_seed(seed)
+    heads, kv_heads = (1, 1) if scope == "head" else (4, 2)
+    a = torch.randn(heads, D, generator=generator, dtype=torch.float64)
+    b = torch.randn(kv_heads, D, generator=generator, dtype=torch.float64)
+    turn = rotation(rope, [distance, 0])
+    got = score_bound(
+        QKNormConfig(kind=kind, scope=scope),
+        rope,
+        a[0] if scope == "head" else a,
+        b[0] if scope == "head" else b,
+        AttentionSpec(scale=SPEC.scale, softcap=softcap),
+        distance=distance,
+    )
+    radius = 1 if kind == "l2" else (a.numel() * b.numel()) ** 0.5
+    for head, bound in enumerate(np.atleast_1d(got)):
+        own = head // (heads // kv_heads)
+        block = torch.diag(a[head]) @ turn[0].T @ turn[1] @ torch.diag(b[own])
+        matrix = torch.zeros(a.numel(), b.numel(), dtype=torch.float64)
+        matrix[head * D : (head + 1) * D, own * D : (own + 1) * D] = block
+        if kind == "layer":
+            matrix = matrix - matrix.mean(0, keepdim=True)
+            matrix = matrix - matrix.mean(1, keepdim=True)
+        want = SPEC.scale * radius * torch.linalg.svdvals(matrix)[0].item()
+        assert bound == pytest.approx(want if softcap is None else softcap * math.tanh(want / softcap), rel=1e-9)
+
+
 @pytest.mark.parametrize("rope", ROPES[1:4])
 def test_a_clip_is_reached_at_a_corner_of_the_box(rope):
     d, clip, distance = 4, 1.5, 2
@@ -266,6 +306,53 @@ def test_gains_that_do_not_fit_say_so():
         score_bound(None, None, None, None, SPEC, clip_qkv=1.0)
     with pytest.raises(InputError, match="gain"):
         score_bound(QKNormConfig(), None, None, None, SPEC)
+
+
+def test_bounds_of_a_capture_at_each_distance():
+    model = tiny_model(layer_types=("sliding_attention", "full_attention"), window_size=9)
+    cap = capture(model, random_tokens(40)[0])
+    ds = bound_by_distance(cap)
+    assert ds.attrs["analysis"] == "bound_by_distance"
+    assert ds["bound"].dims == ("layer", "head", "distance")
+    assert all({"units", "description", "formula"} <= set(ds[name].attrs) for name in ds)
+    for layer in (0, 1):
+        one, far = ds.sel(layer=layer), 9 if layer == 0 else 40
+        gains = cap.constants(layer).gain_q, cap.constants(layer).gain_k
+        rope, spec = model.cfg.rope_for(layer), cap.spec(layer)
+        want = score_bound(QKNormConfig(scope="per_head"), rope, *gains, spec, distance=range(far))
+        np.testing.assert_allclose(one["bound"][:, :far], want, rtol=1e-12)
+        assert np.isnan(one["bound"][:, far:]).all()
+        for head in range(4):
+            s = cap.q(layer)[:, head].double() @ cap.k(layer)[:, head // 2].double().T * spec.scale
+            for distance in range(far):
+                at = s.diagonal(-distance)
+                np.testing.assert_allclose(one["score_max"][head, distance], at.max(), rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(one["score_min"][head, distance], at.min(), rtol=1e-5, atol=1e-6)
+    largest = np.maximum(ds["score_max"], -ds["score_min"])
+    assert not (largest > ds["bound"] * (1 + 1e-5)).any()
+    some = bound_by_distance(cap, layers=[1], distances=[32, 0, 4])
+    assert some.identical(ds.sel(layer=[1], distance=[0, 4, 32]))
+    with pytest.raises(InputError, match="distance 40 does not occur: they go up to 39"):
+        bound_by_distance(cap, distances=[3, 40])
+
+
+def test_a_bound_that_does_not_turn_is_the_same_everywhere():
+    for changes in (
+        {"rope": None},
+        {"qk_norm": QKNormConfig(position="after_rope")},
+        {"qk_norm": None, "attn_scores_soft_cap": 3.0},
+    ):
+        ds = bound_by_distance(capture(tiny_model(**changes), random_tokens(20)[0]))
+        bound = ds["bound"].values
+        np.testing.assert_allclose(bound, np.broadcast_to(bound[..., :1], bound.shape))
+
+
+def test_layers_without_a_bound_by_distance_say_why():
+    cap = capture(tiny_model(qk_norm=None), random_tokens(20)[0])
+    with pytest.raises(InputError, match=r"layer 0: nothing limits q and k.*with_config\(qk_norm"):
+        bound_by_distance(cap)
+    with pytest.raises(StageError, match="layer 9"):
+        bound_by_distance(cap, layers=[9])
 
 
 @settings(max_examples=25, deadline=None)
