@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from interp import theme
+from interp.plots_maps import MAP_DECADES as DECADES
 
-# Attention below a hundred-thousandth is drawn like none.
-DECADES = 5
 _LEVELS = 255
 
 

@@ -1,76 +1,70 @@
 """One self-contained HTML file on a capture: figures, what each of them measures, and where the numbers come from."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
-from hooks.errors import StageError
-from interp import images, plots, summaries, theme
+from hooks.errors import InputError, StageError
+from interp import images, report_data, summaries, theme
+from interp import report_figures as views
 from interp.files import check_writable, write_text
+from interp.heads import head_summary
 from interp.losses import loss_by_position
+from interp.plots_base import visible_text
 from interp.positional import bin_distances, positional_bias, typical_distance
+from interp.received import received_by_position
+from interp.report_comparison import comparison_section
+from interp.report_glossary import GLOSSARY
+from interp.report_metrics import common, head_metrics
+from interp.report_tables import check_folder, head_table, write_tables
+from interp.score_table import score_ranges
 from interp.sinks import first_token_mass
 from interp.stage_scores import stage_ranges
 
 if TYPE_CHECKING:
     from interp.captures import Capture
 
-_FLOOR = 1e-6
-
-
-@dataclass(frozen=True)
-class FigureView:
-    """A figure as the template places it: its data, its height and its description in words."""
-
-    key: str
-    data: str
-    height: int
-    alt: str
-
-
-@dataclass(frozen=True)
-class MapView:
-    """The pooled attention map of one head."""
-
-    title: str
-    image: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class MapRow:
-    """The maps of one layer."""
-
-    title: str
-    maps: list[MapView]
+_LONGEST_NAME = 80
+_LONGEST_VALUE = 600
 
 
 @dataclass(frozen=True)
 class Analyses:
     """Every Dataset that the report draws, restricted to the chosen heads."""
 
-    bias: xr.Dataset
     binned: xr.Dataset
+    r2: xr.DataArray
     typical: xr.DataArray
     ranges: xr.Dataset
     sinks: xr.DataArray
     maps: xr.DataArray
     loss: xr.Dataset
+    variants: xr.Dataset | None
+    received: xr.Dataset | None
+    metrics: list[xr.DataArray]
 
 
-def report(cap: "Capture", path: str | Path, *, heads: Iterable[int] | None = None) -> Path:
+def report(
+    cap: "Capture",
+    path: str | Path,
+    *,
+    heads: Iterable[int] | None = None,
+    compare_with: "Capture | None" = None,
+    csv: str | Path | None = None,
+) -> Path:
     """Write the report: one HTML file that needs no network and no other file.
 
     Args:
         cap: what to report on.
         path: where to put it; replaced in one step, never half written.
         heads: which heads of each layer to show; None shows all.
+        compare_with: a second capture with the same layers and heads, held against the first throughout.
+        csv: a folder for the numbers as CSV tables; None writes none.
 
     Returns:
         The path of the file.
@@ -78,10 +72,23 @@ def report(cap: "Capture", path: str | Path, *, heads: Iterable[int] | None = No
     Raises:
         OutputError: the file cannot be written (checked before any computation).
         StageError: a head that the model does not have, or a capture that holds no loss.
+        InputError: the captures to compare differ in layers or heads.
     """
     check_writable(path)
+    if csv is not None:
+        check_folder(csv)
     chosen = check_heads(cap.cfg.n_heads, heads)
-    return write_text(path, render(cap, analyse(cap, chosen)))
+    if compare_with is not None:
+        _check_comparable(cap, compare_with)
+    found, second = analyse(cap, chosen), None
+    if compare_with is not None:
+        other = analyse(compare_with, chosen)
+        ours, theirs = common(found.metrics, other.metrics)
+        found, second = replace(found, metrics=ours), (compare_with, replace(other, metrics=theirs))
+    written = write_text(path, render(cap, found, second))
+    if csv is not None:
+        write_tables(found, csv)
+    return written
 
 
 def check_heads(n_heads: int, heads: Iterable[int] | None) -> list[int]:
@@ -99,36 +106,105 @@ def analyse(cap: "Capture", heads: Sequence[int]) -> Analyses:
     """Run every analysis that the report shows."""
     loss = loss_by_position(cap)  # first: it refuses a capture without loss, and the rest takes a while
     bias = positional_bias(cap).sel(head=list(heads))
+    typical = typical_distance(bias)
+    ranges = stage_ranges(cap).sel(head=list(heads))
+    final = ranges.sel(stage="final", drop=True)
+    variants = _where_possible(score_ranges, cap, heads)
+    others = [typical.rename("half_distance"), *(final[name] for name in ("score_min", "score_max", "bound"))]
+    if variants is not None:
+        others.append(variants["float16_headroom"].sel(variant="as_run", drop=True))
     return Analyses(
-        bias=bias,
         binned=bin_distances(bias).assign_attrs(n_layers=cap.cfg.n_layers),
-        typical=typical_distance(bias),
-        ranges=stage_ranges(cap).sel(head=list(heads)),
+        r2=bias["positional_r2"],
+        typical=typical,
+        ranges=ranges,
         sinks=first_token_mass(cap).sel(head=list(heads)),
         maps=cap.statistics()["map_mean"].sel(head=list(heads)),
         loss=loss,
+        variants=variants,
+        received=_where_possible(received_by_position, cap, heads),
+        metrics=head_metrics(head_summary(cap).sel(head=list(heads)), others),
     )
 
 
-def render(cap: "Capture", found: Analyses) -> str:
-    """The report as HTML."""
+def _where_possible(
+    analysis: "Callable[[Capture], xr.Dataset]", cap: "Capture", heads: Sequence[int]
+) -> xr.Dataset | None:
+    """An analysis of the chosen heads; None where the capture lacks a stage, or enough tokens, for it."""
+    try:
+        return analysis(cap).sel(head=list(heads))
+    except (StageError, InputError):
+        return None
+
+
+def render(cap: "Capture", found: Analyses, second: "tuple[Capture, Analyses] | None" = None) -> str:
+    """The report as HTML, on one capture or on two."""
     from plotly.offline import get_plotlyjs
 
+    data = page_data(cap, found, second)
     return _template().render(
-        model=cap.model_id,
+        model=visible_text(cap.model_id, _LONGEST_NAME),
         cards=summaries.cards(cap, found.ranges, found.sinks, found.typical),
-        sentences=summaries.sentences(cap, found.bias, found.ranges, found.sinks, found.typical),
-        distance=_distance_figures(found),
-        ranges=_view("ranges", plots.score_ranges(found.ranges), _ranges_alt(found.ranges)),
-        map_rows=_map_rows(found),
+        sentences=summaries.sentences(cap, found.r2, found.ranges, found.sinks, found.typical),
+        metrics=found.metrics,
+        layers=data["layers"],
+        kind_names=list(dict.fromkeys(layer["kind"] for layer in data["layers"])),
+        groups=sorted({head // data["group_size"] for head in data["heads"]}),
+        glossary=GLOSSARY,
+        has_bands=data["first"]["bands"] is not None,
+        window_tokens=min(report_data.WINDOW_TOKENS, len(cap.positions)),
+        second=None if second is None else comparison_section(cap, found, *second),
+        distance=views.distance_views(found.binned, found.typical, found.ranges),
+        ranges=views.range_view(found.ranges),
+        variants=views.variant_view(found.variants),
+        map_rows=views.map_rows(found.maps, found.sinks, found.typical, found.ranges),
         map_shades=theme.SHADES,
+        map_shades_dark=[theme.DARK[colour] for colour in theme.SHADES],
         map_decades=images.DECADES,
-        sinks=_sink_figures(found),
-        loss=_view("loss", plots.loss_by_position(found.loss), _loss_alt(found.loss)),
-        table=_head_table(found),
-        provenance=cap.provenance,
+        sinks=views.sink_views(found.sinks, found.r2),
+        received=views.received_view(found.received),
+        loss=views.loss_view(found.loss, None if second is None else second[1].loss),
+        loss_table=_loss_table(found.loss),
+        table=head_table(found.metrics, found.ranges["layer_type"].values.tolist()),
+        provenance=_provenance(cap),
+        page_data=report_data.as_script(data),
         plotly_js=get_plotlyjs(),
     )
+
+
+def page_data(cap: "Capture", found: Analyses, second: "tuple[Capture, Analyses] | None") -> dict[str, Any]:
+    """What the page's own script draws from."""
+    heads = [int(head) for head in found.sinks["head"].values]
+    metrics = report_data.metric_data(found.metrics)
+    if second is not None:
+        for one, other in zip(metrics, report_data.metric_data(second[1].metrics), strict=True):
+            one["other"] = other["values"]
+    start = np.unravel_index(int(np.nanargmax(found.sinks.transpose("layer", "head").values)), found.sinks.shape)
+    return {
+        "layers": report_data.layer_data(cap),
+        "heads": heads,
+        "group_size": cap.cfg.n_heads // cap.cfg.n_kv_heads,
+        "metrics": metrics,
+        "start": [int(index) for index in start],
+        "first": _head_data(cap, found, heads),
+        "second": None if second is None else _head_data(*second, heads),
+        "map_decades": images.DECADES,
+        "template": theme.template().to_plotly_json(),
+        "colours": {
+            "dark": theme.DARK,
+            "content": sorted(theme.CONTENT_KEYS),
+            "shades": theme.SHADES,
+            "diverging": theme.DIVERGING,
+            "series": theme.SERIES,
+            "ink": theme.INK,
+            "quiet": theme.QUIET,
+        },
+    }
+
+
+def _head_data(cap: "Capture", found: Analyses, heads: Sequence[int]) -> dict[str, Any]:
+    """What the panel shows of one capture."""
+    return report_data.head_data(cap, heads, found.binned, found.ranges.sel(stage="final"))
 
 
 @cache
@@ -142,118 +218,27 @@ def _template():
     return environment.get_template("report.html.j2")
 
 
-def _view(key: str, figure: go.Figure, alt: str) -> FigureView:
-    """A figure ready for the page; its JSON cannot end the script element that holds it."""
-    data = figure.to_json()
-    if data is None:
-        raise RuntimeError("plotly returned no JSON")
-    safe = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return FigureView(key, safe, int(figure.layout.height), alt)  # pyright: ignore[reportAttributeAccessIssue]
+def _check_comparable(cap: "Capture", other: "Capture") -> None:
+    """Raise an InputError unless both captures have the same layers and heads."""
+    for what, one, two in (
+        ("layers", list(cap.layers), list(other.layers)),
+        ("heads", cap.cfg.n_heads, other.cfg.n_heads),
+    ):
+        if one != two:
+            raise InputError(f"the captures cannot be compared head by head: {what} {one} against {two}")
 
 
-def _distance_figures(found: Analyses) -> list[tuple[FigureView, FigureView]]:
-    """Curves and shares by distance, a pair for each kind of layer, drawn on the same scales."""
-    mean = found.binned["attention_mean"]
-    positive = mean.where(mean > 0)
-    limits = (max(float(positive.min()) / 1.5, _FLOOR), min(float(positive.max()) * 1.5, 1.2))
-    ceiling = float(found.binned["attention_share"].quantile(0.995))
-    views = []
-    for kind, layers in summaries.kinds(found.ranges).items():
-        name = f"{theme.KIND_NAME[kind].capitalize()} layers"
-        part = found.binned.sel(layer=layers)
-        middle = summaries.number(float(np.median(found.typical.sel(layer=layers))))
-        said = f"{name}: the median head spends half of its attention within {middle} tokens."
-        curves = plots.attention_by_distance(part, title=name, y_range=limits)
-        shares = plots.attention_share_by_head(part, title=f"{name}, head by head", ceiling=ceiling)
-        views.append(
-            (
-                _view(f"curves-{kind}", curves, f"Mean attention against distance, one line per head. {said}"),
-                _view(f"shares-{kind}", shares, f"Share of attention by distance, one row per head. {said}"),
-            )
-        )
-    return views
+def _provenance(cap: "Capture") -> dict[str, dict[str, str]]:
+    """Where the numbers come from, with nothing in it that a page would not show."""
+    return {
+        visible_text(title): {
+            visible_text(name): visible_text(value, _LONGEST_VALUE) for name, value in entries.items()
+        }
+        for title, entries in cap.provenance.items()
+    }
 
 
-def _sink_figures(found: Analyses) -> list[FigureView]:
-    """First-token mass and positional R² of every head."""
-    r2 = found.bias["positional_r2"]
-    return [
-        _view(
-            "sinks",
-            plots.layer_head_map(found.sinks, title="Attention to the first token"),
-            f"First-token attention by layer and head, from {float(found.sinks.min()):.0%} "
-            f"to {float(found.sinks.max()):.0%}.",
-        ),
-        _view(
-            "positional",
-            plots.layer_head_map(r2, title="Positional R² of the scores"),
-            f"Positional R² by layer and head, from {float(r2.min()):.0%} to {float(r2.max()):.0%}.",
-        ),
-    ]
-
-
-def _ranges_alt(ranges: xr.Dataset) -> str:
-    """The range figure in words."""
-    parts = [
-        f"{label}: {summaries.number(float(ranges['score_min'].sel(stage=stage).min()))} to "
-        f"{summaries.number(float(ranges['score_max'].sel(stage=stage).max()))}"
-        for stage, label in zip(ranges["stage"].values, ranges["stage_label"].values, strict=True)
-    ]
-    return f"Smallest and largest score of every head at each stage. {'. '.join(parts)}."
-
-
-def _loss_alt(loss: xr.Dataset) -> str:
-    """The loss figure in words."""
-    mean = loss["loss_mean"].values
-    return f"Mean loss by position: {mean[0]:.2f} nats in the first stretch, {mean[-1]:.2f} in the last."
-
-
-def _map_rows(found: Analyses) -> list[MapRow]:
-    """The pooled maps, a row for each layer."""
-    kind = dict(zip(found.ranges["layer"].values, found.ranges["layer_type"].values, strict=True))
-    rows = []
-    for layer in found.maps["layer"].values:
-        maps = []
-        for head in found.maps["head"].values:
-            name = summaries.head_label(layer, head)
-            alt = (
-                f"Attention map of {name}: {float(found.sinks.sel(layer=layer, head=head)):.0%} on the first token, "
-                f"half of the attention within {int(found.typical.sel(layer=layer, head=head)):,} tokens"
-            )
-            cells = found.maps.sel(layer=layer, head=head).transpose("map_query", "map_key").values
-            maps.append(MapView(name, images.data_uri(images.map_png(cells)), alt))
-        rows.append(MapRow(f"Layer {layer}, {theme.KIND_NAME[kind[layer]]}", maps))
-    return rows
-
-
-def _head_table(found: Analyses) -> dict[str, list]:
-    """The numbers behind the figures, one row per head, for readers and screen readers."""
-    stages = list(zip(found.ranges["stage"].values, found.ranges["stage_label"].values, strict=True))
-    columns = ["Head", "Kind", "First token", "Half within [tokens]", "Positional R²"]
-    columns += [str(label) for _, label in stages] + ["Bound", "Share of bound"]
-    rows = []
-    for layer in found.ranges["layer"].values:
-        for head in found.ranges["head"].values:
-            at = {"layer": layer, "head": head}
-            one = found.ranges.sel(at)
-            spans = [
-                f"{summaries.number(float(one['score_min'].sel(stage=s)))} … "
-                f"{summaries.number(float(one['score_max'].sel(stage=s)))}"
-                if np.isfinite(one["score_min"].sel(stage=s))
-                else "–"
-                for s, _ in stages
-            ]
-            bound, share = float(one["bound"].sel(stage="final")), float(one["utilisation"].sel(stage="final"))
-            rows.append(
-                [
-                    summaries.head_label(layer, head),
-                    theme.KIND_NAME[str(one["layer_type"].item())],
-                    f"{float(found.sinks.sel(at)):.1%}",
-                    f"{int(found.typical.sel(at)):,}",
-                    f"{float(found.bias['positional_r2'].sel(at)):.1%}",
-                    *spans,
-                    f"±{summaries.number(bound)}" if np.isfinite(bound) else "none",
-                    f"{share:.1%}" if np.isfinite(share) else "–",
-                ]
-            )
-    return {"columns": columns, "rows": rows}
+def _loss_table(loss: xr.Dataset) -> list[tuple[str, str, str]]:
+    """Positions, mean and standard error of each stretch."""
+    columns = (loss[name].values for name in ("first_position", "last_position", "loss_mean", "loss_stderr"))
+    return [(f"{a:,} – {b:,}", f"{mean:.3f}", f"{error:.3f}") for a, b, mean, error in zip(*columns, strict=True)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from interp.plots_base import visible_text
 from interp.sinks import SINK_THRESHOLD
 from interp.theme import KIND_NAME
 
@@ -64,11 +65,11 @@ def cards(cap: "Capture", ranges: xr.Dataset, sinks: xr.DataArray, typical: xr.D
 
 
 def sentences(
-    cap: "Capture", bias: xr.Dataset, ranges: xr.Dataset, sinks: xr.DataArray, typical: xr.DataArray
+    cap: "Capture", r2: xr.DataArray, ranges: xr.Dataset, sinks: xr.DataArray, typical: xr.DataArray
 ) -> list[str]:
     """The findings, one sentence each."""
     return [
-        _distance_sentence(bias, ranges, typical),
+        _distance_sentence(r2, ranges, typical),
         _sink_sentence(cap, sinks),
         _range_sentence(ranges),
         *_bound_sentences(ranges),
@@ -76,16 +77,16 @@ def sentences(
     ]
 
 
-def _distance_sentence(bias: xr.Dataset, ranges: xr.Dataset, typical: xr.DataArray) -> str:
+def _distance_sentence(r2: xr.DataArray, ranges: xr.Dataset, typical: xr.DataArray) -> str:
     """How far heads look, by kind of layer, and the most positional head."""
     parts = [
         f"{number(float(np.median(typical.sel(layer=layers))))} tokens in {KIND_NAME[kind]} layers"
         for kind, layers in kinds(ranges).items()
     ]
-    layer, head, r2 = _largest(bias["positional_r2"])
+    layer, head, most = _largest(r2)
     return (
         f"The median head spends half of its attention within {' and '.join(parts)}. Distance alone explains the "
-        f"scores best in {head_label(layer, head)}: {r2:.0%} of their variance."
+        f"scores best in {head_label(layer, head)}: {most:.0%} of their variance."
     )
 
 
@@ -94,7 +95,7 @@ def _sink_sentence(cap: "Capture", sinks: xr.DataArray) -> str:
     layer, head, most = _largest(sinks)
     many = int((sinks > SINK_THRESHOLD).sum())
     token = cap.str_tokens[0]
-    shown = repr(token if len(token) <= 24 else token[:24] + "…")
+    shown = f"“{visible_text(token)}”"
     return (
         f"{many} of {sinks.size} heads leave more than {SINK_THRESHOLD:.0%} of their attention on the first token, "
         f"{shown}; {head_label(layer, head)} leaves {most:.0%}."

@@ -1,31 +1,32 @@
-"""Draw the README's figure with the tool itself: attention against distance in Gemma 3 270M.
+"""Draw the README's figures with the tool itself: attention against distance in Gemma 3 270M, and the report on it.
 
     .venv/bin/python notebooks/figures/make_figures.py
 
-Needs Chromium or Chrome on the PATH, which renders the figure to PNG.
+Needs playwright and Chromium or Chrome on the PATH, which render the figures to PNG.
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from playwright.sync_api import sync_playwright
+
 from hooks import HookedTransformer
-from interp import capture, plots
+from interp import Capture, capture, plots, report
 from interp.positional import bin_distances, positional_bias
 from interp.texts import standard_text
 
 HERE = Path(__file__).parent
 N_TOKENS = 4096
 WIDTH, HEIGHT = 1280, 460
+REPORT_HEIGHT = 1320
+SHOWN_HEAD = "L5H1"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-def distance_page() -> str:
+def distance_page(cap: Capture) -> str:
     """Both kinds of layers side by side, as an HTML page."""
-    model = HookedTransformer.from_pretrained("gemma3-270m")
-    cap = capture(model, standard_text(), n_tokens=N_TOKENS, stages=())
     bias = bin_distances(positional_bias(cap)).assign_attrs(n_layers=cap.cfg.n_layers)
     kinds = {"sliding_attention": "Sliding layers (window 512)", "full_attention": "Full layers"}
     parts = []
@@ -37,18 +38,27 @@ def distance_page() -> str:
     return f'<body style="margin:8px 0;display:flex;background:white">{"".join(parts)}</body>'
 
 
-def render(html: str, target: Path) -> None:
-    """Screenshot a page."""
+def screenshot(address: str, target: Path, height: int, wait_for: str) -> None:
+    """Screenshot a page of a file, once an element is there."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         sys.exit(f"no browser found: install one of {', '.join(BROWSERS)}")
-    with tempfile.TemporaryDirectory() as scratch:
-        page = Path(scratch) / "page.html"
-        page.write_text(html, encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
-        options += [f"--user-data-dir={scratch}/profile", f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={target}"]
-        subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True)
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = started.new_page(viewport={"width": WIDTH, "height": height})
+        page.goto(address)
+        page.wait_for_selector(wait_for)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=target)
+        started.close()
 
 
 if __name__ == "__main__":
-    render(distance_page(), HERE / "attention_by_distance.png")
+    model = HookedTransformer.from_pretrained("gemma3-270m")
+    text = capture(model, standard_text(), n_tokens=N_TOKENS)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        page.write_text(distance_page(text), encoding="utf-8")
+        screenshot(page.as_uri(), HERE / "attention_by_distance.png", HEIGHT, ".scatterlayer")
+        made = report(text, Path(folder) / "report.html")
+        screenshot(f"{made.as_uri()}#{SHOWN_HEAD}", HERE / "report.png", REPORT_HEIGHT, "html[data-drawn=true]")

@@ -1,5 +1,6 @@
 """The report is one safe, self-contained file whose numbers are the analyses' own."""
 
+import base64
 import json
 import os
 import re
@@ -7,14 +8,16 @@ import stat
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from hooks import HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig
-from hooks.errors import OutputError, StageError
+from hooks.errors import InputError, OutputError, StageError
 from interp.captures import capture
 from interp.files import check_writable, write_text
-from interp.positional import positional_bias
+from interp.patterns import attention_pattern
+from interp.positional import bin_distances, positional_bias
 from interp.reports import report
 from interp.sinks import first_token_mass
 from interp.stage_scores import stage_ranges
@@ -87,6 +90,15 @@ def source(cap, tmp_path_factory):
     return report(cap, tmp_path_factory.mktemp("report") / "r.html").read_text(encoding="utf-8")
 
 
+def data_of(source):
+    """What the page's own script draws from."""
+    return json.loads(re.search(r'<script type="application/json" id="page-data">(.*?)</script>', source, re.S)[1])
+
+
+def unpacked(packed):
+    return np.frombuffer(base64.b64decode(packed["f4"]), "<f4").reshape(packed["shape"])
+
+
 def figures(source):
     found = re.findall(r'<script type="application/json" data-figure="([\w-]+)">(.*?)</script>', source, re.S)
     return {key: json.loads(data) for key, data in found}
@@ -100,7 +112,8 @@ def test_it_needs_no_other_file(source):
     assert all(attrs["src"].startswith("data:image/png;base64,") for attrs in page.all("img"))
     assert all(attrs["href"].startswith("#") for attrs in page.all("a"))
     targets = {attrs.get("id") for _, attrs in page.elements}
-    assert {attrs["href"][1:] for attrs in page.all("a")} <= targets
+    heads = {f"L{layer}H{head}" for layer in range(3) for head in range(4)}  # followed by the page's script
+    assert {attrs["href"][1:] for attrs in page.all("a")} <= targets | heads
 
 
 def test_every_figure_is_there_and_described(source):
@@ -108,8 +121,8 @@ def test_every_figure_is_there_and_described(source):
     drawn = figures(source)
     kinds = ("sliding_attention", "full_attention")
     expected = {f"{what}-{kind}" for what in ("curves", "shares") for kind in kinds}
-    assert set(drawn) == expected | {"ranges", "sinks", "positional", "loss"}
-    described = {attrs["id"]: attrs["aria-label"] for attrs in page.all("div") if attrs.get("role") == "img"}
+    assert set(drawn) == expected | {"ranges", "variants", "sinks", "positional", "received", "loss"}
+    described = {attrs["id"]: attrs["aria-label"] for attrs in page.all("div") if attrs.get("class") == "plot"}
     assert set(described) == set(drawn)
     assert all(len(text) > 40 for text in described.values())
     assert len(page.all("img")) == 12
@@ -126,6 +139,76 @@ def test_the_summary_says_what_was_measured(cap, source):
     assert f"{float(final['utilisation'].max()):.1%} of its bound" in text
     assert f"{cap.loss.double().mean():.3f}" in text
     assert f"{float(positional_bias(cap)['positional_r2'].max()):.0%} of their variance" in text
+
+
+def test_the_panel_draws_the_analyses_numbers(cap, source):
+    data = data_of(source)
+    bias = positional_bias(cap)
+    binned = bin_distances(bias)
+    for name in ("attention_mean", "attention_share", "score_mean", "score_min", "score_max"):
+        drawn = unpacked(data["first"]["distance"][name])
+        np.testing.assert_array_equal(drawn, binned[name].values.astype(np.float32))
+    bands = unpacked(data["first"]["bands"]["score"])
+    full = binned["score_mean"].values[1, :, : bands.shape[-1]]
+    np.testing.assert_allclose(np.nansum(bands, axis=2)[1], full, rtol=1e-4, atol=1e-4)
+    histogram = data["first"]["histogram"]
+    np.testing.assert_allclose(unpacked(histogram["share"]).sum(-1), 1, rtol=1e-5)
+    ranges = stage_ranges(cap).sel(stage="final")
+    np.testing.assert_allclose(histogram["low"], ranges["score_min"], rtol=1e-5)
+    np.testing.assert_allclose(histogram["bound"], ranges["bound"], rtol=1e-5)
+    received = cap.statistics()["received"].values
+    top = data["first"]["top"]
+    assert top["key"][2][3][0] == received[2, 3].argmax()
+    np.testing.assert_allclose(unpacked(top["share"])[2, 3, 0], received[2, 3].max() / received[2, 3].sum(), rtol=1e-5)
+
+
+def test_the_exact_window_is_exact_to_a_level(cap, source):
+    window = data_of(source)["first"]["window"]
+    levels = np.frombuffer(base64.b64decode(window["u1"]), np.uint8).reshape(window["shape"])
+    n = levels.shape[-1]
+    pattern = attention_pattern(cap, 1, 2, slice(83 - n, 83), slice(83 - n, 83)).values
+    drawn = 10.0 ** (((levels[1, 2].astype(float) - 1) / 254 - 1) * 5)
+    seen = pattern > 1e-5
+    np.testing.assert_allclose(drawn[seen], pattern[seen], rtol=0.03)
+    assert (levels[1, 2][pattern == 0] == 0).all()
+    assert window["position"] == list(range(83 - n, 83))
+
+
+def test_metrics_are_the_tables_numbers(cap, source):
+    metrics = {metric["key"]: metric for metric in data_of(source)["metrics"]}
+    np.testing.assert_allclose(metrics["sink_rate"]["values"], first_token_mass(cap), rtol=1e-5)
+    cells = re.findall(r'<td data-value="([^"]*)">', source)
+    assert f"{metrics['positional_r2']['values'][2][1]:.6g}" in cells
+
+
+def test_size_does_not_grow_with_the_text(tmp_path):
+    sizes = [report(captured(n), tmp_path / f"{n}.html").stat().st_size for n in (200, 800)]
+    assert sizes[1] - sizes[0] < 150_000
+
+
+def test_two_captures_are_held_against_each_other(cap, tmp_path):
+    other = captured(83, qk_norm=None)
+    data = data_of(report(cap, tmp_path / "r.html", compare_with=other).read_text(encoding="utf-8"))
+    metric = next(metric for metric in data["metrics"] if metric["key"] == "sink_rate")
+    np.testing.assert_allclose(metric["other"], first_token_mass(other), rtol=1e-5)
+    assert "bound" not in {metric["key"] for metric in data["metrics"]}
+    with pytest.raises(InputError, match="heads 4 against 2"):
+        report(cap, tmp_path / "no.html", compare_with=captured(83, n_heads=2))
+
+
+def test_tables_are_written(cap, tmp_path):
+    report(cap, tmp_path / "r.html", csv=tmp_path / "tables")
+    heads = pd.read_csv(tmp_path / "tables" / "heads.csv")
+    assert len(heads) == 12
+    np.testing.assert_allclose(heads["sink_rate"], first_token_mass(cap).values.ravel(), rtol=1e-5)
+    ranges = pd.read_csv(tmp_path / "tables" / "ranges.csv")
+    assert set(ranges["stage"]) == {"pre_norm", "pre_rope", "final"}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"{name}.csv" for name in ("heads", "distances", "ranges", "variants", "loss")
+    }
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write tables"):
+        report(cap, tmp_path / "r.html", csv=tmp_path / "file")
 
 
 def test_provenance_is_printed(cap, source):
