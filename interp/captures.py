@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +16,7 @@ from interp.constants import LayerConstants, layer_constants
 from interp.held_layers import HeldLayer, LayerCapture
 from interp.layers import stack_layers
 from interp.progress import track
-from interp.selection import Choice, part_of
+from interp.selection import Choice, layer_numbers, part_of
 from interp.stages import stage_name, steps_before
 from interp.statistics_schema import GROUPS
 
@@ -157,10 +157,10 @@ class Capture:
         Raises:
             StageError: a layer that was not captured.
         """
-        chosen = (layers,) if isinstance(layers, int) else tuple(layers)
+        chosen = layer_numbers(layers)
         if not chosen:
             raise StageError(f"no layer was asked for: this capture holds {ranges(self.layers)}")
-        return replace(self, _layers={n: self._layer(n) for n in sorted(set(chosen))})
+        return replace(self, _layers={n: self._layer(n) for n in sorted(chosen)})
 
     def statistics(
         self, layers: int | Sequence[int] | None = None, groups: str | Sequence[str] = GROUPS, *, map_size: int = 128
@@ -175,7 +175,7 @@ class Capture:
         Returns:
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
         """
-        chosen = self.layers if layers is None else (layers,) if isinstance(layers, int) else tuple(layers)
+        chosen = self.layers if layers is None else layer_numbers(layers)
         if not chosen:
             raise StageError(f"no layer was asked for: this capture holds {ranges(self.layers)}")
         groups = (groups,) if isinstance(groups, str) else tuple(sorted(set(groups)))
@@ -221,11 +221,11 @@ class Capture:
 
         return top_keys(self, layer, head, query, k)
 
-    def report(self, path: "str | Path") -> "Path":
-        """Write the report on this capture to one HTML file; see `interp.report`."""
+    def report(self, path: "str | Path", **options: Any) -> "Path":
+        """Write the report on this capture to one HTML file; options are those of `interp.report`."""
         from interp.reports import report
 
-        return report(self, path)
+        return report(self, path, **options)
 
     @property
     def n_bytes(self) -> int:

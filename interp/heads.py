@@ -12,6 +12,7 @@ from interp.head_scores import SCORES, TextFacts, layer_scores
 from interp.labels import described, result_of
 from interp.needles import Needle, check_needle
 from interp.progress import track
+from interp.selection import layer_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from interp.captures import Capture
 
 
-def head_summary(cap: "Capture", layers: Sequence[int] | None = None, *, needle: Needle | None = None) -> xr.Dataset:
+def head_summary(
+    cap: "Capture", layers: int | Sequence[int] | None = None, *, needle: Needle | None = None
+) -> xr.Dataset:
     """One named score after another for every head, each with its definition and source.
 
     Everything is exact and needs O(n) memory. Induction and duplicate-token scores read best on
@@ -41,7 +44,7 @@ def head_summary(cap: "Capture", layers: Sequence[int] | None = None, *, needle:
         StageError: no layer, or one that was not captured.
         InputError: fewer than two tokens, scores that are not finite, or a needle that is not in this text.
     """
-    chosen = cap.layers if layers is None else tuple(layers)
+    chosen = cap.layers if layers is None else layer_numbers(layers)
     if not chosen:
         raise StageError(f"no layer was asked for: this capture holds {list(cap.layers)}")
     if len(cap.positions) < 2:

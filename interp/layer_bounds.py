@@ -14,6 +14,7 @@ from hooks.errors import InputError, StageError, TextError
 from interp.labels import described, result_of
 from interp.progress import track
 from interp.ranges import score_bound
+from interp.selection import layer_numbers
 
 if TYPE_CHECKING:
     from hooks import AttentionSpec, HookedTransformerConfig
@@ -23,7 +24,7 @@ NO_LIMIT = "nothing limits q and k: this layer has no QK-norm, no clip and no so
 
 
 def bound_by_distance(
-    cap: "Capture", layers: Sequence[int] | None = None, distances: Sequence[int] | None = None
+    cap: "Capture", layers: int | Sequence[int] | None = None, distances: int | Sequence[int] | None = None
 ) -> xr.Dataset:
     """The largest score that the weights allow at each distance, beside the scores that this text has there.
 
@@ -161,14 +162,14 @@ def vector_bounds(cap: "Capture", layer: int) -> tuple[Float[np.ndarray, " head"
     return q, np.repeat(k, cap.cfg.n_heads // cap.cfg.n_kv_heads)
 
 
-def chosen_layers(cap: "Capture", layers: Sequence[int] | None) -> tuple[int, ...]:
+def chosen_layers(cap: "Capture", layers: int | Sequence[int] | None) -> tuple[int, ...]:
     """The layers asked for, of a capture that is long enough to measure.
 
     Raises:
         StageError: no layer, or one that the capture does not hold.
         TextError: fewer than two tokens.
     """
-    chosen = cap.layers if layers is None else tuple(layers)
+    chosen = cap.layers if layers is None else layer_numbers(layers)
     if not chosen:
         raise StageError("no layer was asked for: name at least one, or leave out layers for all that were captured")
     for layer in chosen:

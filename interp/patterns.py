@@ -273,8 +273,9 @@ def _labels(cap: "Capture", **chosen: Int[Tensor, " chosen"]) -> dict[str, tuple
 
 
 def _strings(cap: "Capture", indices: Int[Tensor, " chosen"] | Sequence[int]) -> np.ndarray:
-    """Tokens as strings; empty ones where the capture has none."""
-    return np.array([cap.str_tokens[int(i)] if cap.str_tokens else "" for i in indices], dtype=object)
+    """Tokens as strings that any table takes (half a surrogate pair is escaped); empty ones where there are none."""
+    strings = [cap.str_tokens[int(i)] if cap.str_tokens else "" for i in indices]
+    return np.array([s.encode("utf-8", "backslashreplace").decode() for s in strings], dtype=object)
 
 
 def _check_fits(rows: int, columns: int) -> None:

@@ -68,7 +68,7 @@ _COSTS = {
 
 @torch.no_grad()
 def precision_cost(
-    cap: "Capture", layers: Sequence[int] | None = None, queries: int | Sequence[int] | None = 256
+    cap: "Capture", layers: int | Sequence[int] | None = None, queries: int | Sequence[int] | None = 256
 ) -> xr.Dataset:
     """Range and rounding: does q·k fit into float16, bfloat16 and int8, and how much does the pattern change?
 
@@ -218,15 +218,20 @@ def _headroom(cap: "Capture", layer: int) -> tuple[Float[np.ndarray, "head dtype
     for name, precision in PRECISIONS.items():
         if name == "int8":
             # In units of both steps: never more than 127² from each feature, by construction.
-            observed.append(precision.limit * (top_q / _INT8) * (top_k / _INT8) / product)
+            observed.append(_room(precision.limit * (top_q / _INT8) * (top_k / _INT8), product))
             proven.append(np.full(heads, precision.limit / (_INT8**2 * cap.cfg.d_head)))
             continue
         # Rounding both entries of every term moves q·k by at most (2 step + step²) ‖q‖‖k‖.
         moved = (2 + precision.step) * precision.step * bound_q * bound_k
-        observed.append(precision.limit / np.maximum.reduce([product, top_q, top_k]))
+        observed.append(_room(np.full(heads, precision.limit), np.maximum.reduce([product, top_q, top_k])))
         most = np.maximum.reduce([bound + moved, bound_q, bound_k])
         proven.append(np.where(np.isfinite(most), precision.limit / most, np.nan))
     return np.stack(observed, axis=-1), np.stack(proven, axis=-1)
+
+
+def _room(limit: PerHead, largest: PerHead) -> PerHead:
+    """Limit / largest, inf for a head whose products are all 0."""
+    return np.divide(limit, largest, out=np.full(len(largest), np.inf), where=largest > 0)
 
 
 def _per_head_largest(x: Float[Tensor, "pos any_head d_head"], heads: int) -> PerHead:

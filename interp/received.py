@@ -7,6 +7,7 @@ import xarray as xr
 
 from hooks.errors import InputError
 from interp.labels import described, result_of
+from interp.positional import ratio
 
 if TYPE_CHECKING:
     from hooks import AttentionSpec
@@ -133,6 +134,6 @@ def _visible(spec: "AttentionSpec", n: int) -> tuple[np.ndarray, np.ndarray]:
 def _profile(
     received: np.ndarray, seen: np.ndarray, starts: np.ndarray, parts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over each bin of the attention per query, and the share of each part, along the last axis."""
+    """Mean over each bin of the attention per query, and the share of each part (NaN of nothing), on the last axis."""
     per_query = np.add.reduceat(received / seen, starts, axis=-1) / np.diff(np.append(starts, received.shape[-1]))
-    return per_query, np.add.reduceat(received, parts, axis=-1) / received.sum(-1, keepdims=True)
+    return per_query, ratio(np.add.reduceat(received, parts, axis=-1), received.sum(-1, keepdims=True))

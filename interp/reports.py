@@ -35,7 +35,7 @@ _LONGEST_VALUE = 600
 
 @dataclass(frozen=True)
 class Analyses:
-    """Every Dataset that the report draws, restricted to the chosen heads."""
+    """Every Dataset that the report draws, restricted to the chosen heads; why some could not be had."""
 
     binned: xr.Dataset
     r2: xr.DataArray
@@ -47,6 +47,7 @@ class Analyses:
     variants: xr.Dataset | None
     received: xr.Dataset | None
     metrics: list[xr.DataArray]
+    left_out: dict[str, str]
 
 
 def report(
@@ -109,7 +110,8 @@ def analyse(cap: "Capture", heads: Sequence[int]) -> Analyses:
     typical = typical_distance(bias)
     ranges = stage_ranges(cap).sel(head=list(heads))
     final = ranges.sel(stage="final", drop=True)
-    variants = _where_possible(score_ranges, cap, heads)
+    left_out: dict[str, str] = {}
+    variants = _where_possible(score_ranges, cap, heads, left_out)
     others = [typical.rename("half_distance"), *(final[name] for name in ("score_min", "score_max", "bound"))]
     if variants is not None:
         others.append(variants["float16_headroom"].sel(variant="as_run", drop=True))
@@ -122,18 +124,20 @@ def analyse(cap: "Capture", heads: Sequence[int]) -> Analyses:
         maps=cap.statistics()["map_mean"].sel(head=list(heads)),
         loss=loss,
         variants=variants,
-        received=_where_possible(received_by_position, cap, heads),
+        received=_where_possible(received_by_position, cap, heads, left_out),
         metrics=head_metrics(head_summary(cap).sel(head=list(heads)), others),
+        left_out=left_out,
     )
 
 
 def _where_possible(
-    analysis: "Callable[[Capture], xr.Dataset]", cap: "Capture", heads: Sequence[int]
+    analysis: "Callable[[Capture], xr.Dataset]", cap: "Capture", heads: Sequence[int], left_out: dict[str, str]
 ) -> xr.Dataset | None:
-    """An analysis of the chosen heads; None where the capture lacks a stage, or enough tokens, for it."""
+    """An analysis of the chosen heads; None, and the reason noted, where the capture lacks a stage or tokens for it."""
     try:
         return analysis(cap).sel(head=list(heads))
-    except (StageError, InputError):
+    except (StageError, InputError) as error:
+        left_out[analysis.__name__] = str(error)
         return None
 
 
@@ -163,6 +167,7 @@ def render(cap: "Capture", found: Analyses, second: "tuple[Capture, Analyses] | 
         map_decades=images.DECADES,
         sinks=views.sink_views(found.sinks, found.r2),
         received=views.received_view(found.received),
+        left_out=found.left_out,
         loss=views.loss_view(found.loss, None if second is None else second[1].loss),
         loss_table=_loss_table(found.loss),
         table=head_table(found.metrics, found.ranges["layer_type"].values.tolist()),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from hooks.errors import StageError
 from interp.labels import number_ranges
+from interp.selection import layer_numbers
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -17,7 +18,7 @@ def rotating_layers(cap: "Capture", layers: int | Sequence[int] | None = None) -
         StageError: one that was asked for is not captured or does not rotate, or none does.
     """
     turning = tuple(layer for layer in cap.layers if "rope" in cap.steps(layer))
-    chosen = turning if layers is None else (layers,) if isinstance(layers, int) else tuple(layers)
+    chosen = turning if layers is None else layer_numbers(layers)
     for layer in chosen or cap.layers[:1]:
         check_rotation_seen(cap, layer)
     still = [layer for layer in chosen if "rope" not in cap.steps(layer)]

@@ -62,7 +62,7 @@ _NORMS = {
 
 
 def score_ranges(
-    cap: "Capture", layers: Sequence[int] | None = None, quantiles: Sequence[float] = QUANTILES
+    cap: "Capture", layers: int | Sequence[int] | None = None, quantiles: float | Sequence[float] = QUANTILES
 ) -> xr.Dataset:
     """Range, moments and bound of each head's scores, as run and with norm and rotation changed.
 

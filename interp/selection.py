@@ -1,13 +1,28 @@
-"""Parts of a captured tensor by position and head."""
+"""Which layers, and which part of a captured tensor by position and head."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks.errors import PositionError
+from hooks.errors import PositionError, StageError
 
 Choice = int | slice | Sequence[int] | None
+
+
+def layer_numbers(layers: int | Iterable[int]) -> tuple[int, ...]:
+    """Layers, one or several, of Python's, numpy's or torch's kind, as plain ints; each once, in the order given.
+
+    Raises:
+        StageError: something that is no whole number.
+    """
+    several = (layers,) if isinstance(layers, int | np.integer) else layers
+    try:
+        return tuple(dict.fromkeys(operator.index(layer) for layer in several))
+    except TypeError:
+        raise StageError(f"layers={layers!r}: give the number of a layer, several numbers, or None for all") from None
 
 
 def part_of(
@@ -29,7 +44,9 @@ def _index(choice: Choice, size: int, what: str) -> slice | list[int]:
         return slice(None)
     if isinstance(choice, slice):
         return choice
-    chosen = [choice] if isinstance(choice, int) else [int(i) for i in choice]
+    chosen = np.atleast_1d(np.asarray(choice)).tolist()
+    if any(type(i) is not int for i in chosen):
+        raise PositionError(f"{what}s {choice!r}: give an index, a slice, or several indices")
     for i in chosen:
         if not -size <= i < size:
             raise PositionError(f"no {what} {i}: the capture holds {size:,}, 0 to {size - 1:,}")

@@ -9,6 +9,7 @@ import xarray as xr
 from hooks.errors import InputError
 from interp.labels import described, result_of
 from interp.received import queries_seeing
+from interp.selection import layer_numbers
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SINK_THRESHOLD = 0.3
 
 
-def first_token_mass(cap: "Capture", layers: Sequence[int] | None = None) -> xr.DataArray:
+def first_token_mass(cap: "Capture", layers: int | Sequence[int] | None = None) -> xr.DataArray:
     """Mean attention to the first token, over (layer, head).
 
     mean_i p_i0 over the queries that see the first token, the first query left out because it sees nothing else.
@@ -29,7 +30,7 @@ def first_token_mass(cap: "Capture", layers: Sequence[int] | None = None) -> xr.
 
     Source: the sink rate of arXiv 2410.10781 with k = 1.
     """
-    chosen = cap.layers if layers is None else tuple(layers)
+    chosen = cap.layers if layers is None else layer_numbers(layers)
     mass = cap.statistics(chosen)["sink_mass"].sel(sink_size=1)
     n = mass.sizes["query"]
     means = []

@@ -1,10 +1,12 @@
 """What another rotation would do: directly, from captured q and k, and in full, with a new run of the model."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -23,7 +25,7 @@ from interp.statistics_schema import GROUPS
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
 
-    from hooks import AttentionSpec, HookedTransformer, RopeConfig
+    from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig, RopeConfig
     from interp.captures import Capture
 
 
@@ -32,7 +34,7 @@ def what_if_rope(
     rope: RopeSetting,
     *,
     alibi_slopes: Sequence[float] | None = None,
-    zero_pairs: slice | Sequence[int] = (),
+    zero_pairs: int | slice | Sequence[int] = (),
     model: "HookedTransformer | None" = None,
     groups: Sequence[str] = GROUPS,
 ) -> xr.Dataset:
@@ -50,7 +52,8 @@ def what_if_rope(
             types left out stay as they are. None rotates nothing; ``cap.cfg.rope`` keeps the schedule, to change only
             what follows. Layers that the model exempts from rotation stay exempt.
         alibi_slopes: one slope per head, in all layers: with ``rope=None``, ALiBi instead of RoPE.
-        zero_pairs: frequency pairs, by index or slice, whose features become 0: they then add nothing to any score.
+        zero_pairs: frequency pairs, by index, slice or several indices, whose features become 0: they then add nothing
+            to any score.
         model: the model that was captured, for the full effect.
         groups: families of statistics, see `interp.attention_statistics`.
 
@@ -75,7 +78,7 @@ def what_if_rope(
         raise InputError(f"alibi_slopes has {len(alibi_slopes)} entries for {cap.cfg.n_heads} heads: give one for each")
     schedules = {layer: schedule_of(cap, layer, rope) for layer in cap.layers}
     pairs = _pair_index(schedules, cap.cfg.d_head, zero_pairs)
-    setting = _Setting(schedules, None if alibi_slopes is None else tuple(alibi_slopes), pairs)
+    setting = _Setting(schedules, None if alibi_slopes is None else tuple(map(float, alibi_slopes)), pairs)
     if not any(setting.touches(cap, layer) for layer in cap.layers):
         raise StageError(
             "no captured layer rotates, now or under this setting: give alibi_slopes, or capture layers that rotate"
@@ -114,18 +117,19 @@ class _Setting:
 
 
 def _pair_index(
-    schedules: "Mapping[int, RopeConfig | None]", d_head: int, zero_pairs: slice | Sequence[int]
+    schedules: "Mapping[int, RopeConfig | None]", d_head: int, zero_pairs: int | slice | Sequence[int]
 ) -> tuple[int, ...]:
     """Indices of the frequency pairs to silence."""
     n_pairs = max((rope.width(d_head) // 2 for rope in schedules.values() if rope is not None), default=0)
     if isinstance(zero_pairs, slice):
         return tuple(range(n_pairs)[zero_pairs])
-    if len(zero_pairs) and not n_pairs:
+    pairs = np.atleast_1d(np.asarray(zero_pairs)).tolist()
+    if pairs and not n_pairs:
         raise InputError("zero_pairs names frequency pairs, and under this setting nothing rotates: give a rope")
-    wrong = [pair for pair in zero_pairs if not 0 <= pair < n_pairs]
+    wrong = [pair for pair in pairs if type(pair) is not int or not 0 <= pair < n_pairs]
     if wrong:
         raise InputError(f"zero_pairs holds {wrong[0]}: the frequency pairs are 0 to {n_pairs - 1}")
-    return tuple(sorted({int(pair) for pair in zero_pairs}))
+    return tuple(sorted(set(pairs)))
 
 
 def _direct_effect(cap: "Capture", setting: _Setting, groups: Sequence[str]) -> xr.Dataset:
@@ -171,7 +175,7 @@ def _full_effect(
         raise InputError(
             f"a {type(model).__name__} cannot run under another setting: load it with HookedTransformer.from_pretrained"
         )
-    if cap.cfg.replace(device=model.cfg.device) != model.cfg:
+    if not _same_model(cap.cfg, model.cfg):
         raise InputError("the model is not the one that was captured: their configurations differ")
     changes: dict[str, Any] = {"rope": rope}
     if rope is None:
@@ -201,6 +205,16 @@ def _full_effect(
     with changed.hooks(fwd_hooks=watch):
         nll = changed.loss_per_token(cap.tokens[None].to(changed.device))[0]
     return stack_layers(parts), binned_loss(nll, cap.positions)
+
+
+def _same_model(captured: "HookedTransformerConfig", cfg: "HookedTransformerConfig") -> bool:
+    """Whether two configurations compute the same, wherever they run and whatever they are called.
+
+    A capture on disk keeps of a path only its last part as the model's name.
+    """
+    aside = {"device", "model_name", "provenance", "seed"}
+    a, b = ({key: value for key, value in c.to_dict().items() if key not in aside} for c in (captured, cfg))
+    return json.loads(json.dumps(a)) == json.loads(json.dumps(b))
 
 
 def _along(variants: "Mapping[str, xr.Dataset]") -> xr.Dataset:

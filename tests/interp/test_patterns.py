@@ -228,3 +228,11 @@ def test_nan_is_an_error_and_not_a_picture():
     assert np.isfinite(attention_pattern(cap, 1, 2, slice(0, 13))).all()
     with pytest.raises(InputError, match="layer 1, head 2: the scores of query 13 are not finite"):
         attention_pattern(cap, 1, 2, slice(10, 20))
+
+
+def test_a_token_that_is_half_a_surrogate_pair_is_escaped():
+    cap = capture(tiny_model(), random_tokens(9))
+    cap.str_tokens[3] = "\udc9f"
+    window = attention_pattern(cap, 0, 0, [4], slice(0, 5))
+    assert window["key_token"].values[3] == "\\udc9f"
+    assert "\\udc9f" in top_keys(cap, 0, 0, 4, k=5)["token"].values

@@ -208,6 +208,16 @@ def test_int8_of_zeros_is_zero():
     np.testing.assert_allclose(round_to_int8(x), [[-2.0, 57 * 2 / 127, 2.0]])
 
 
+def test_keys_of_zero_fit_everywhere_and_cost_nothing():
+    cap = capture(tiny_model(qk_norm=None), random_tokens(N)[0])
+    for layer in cap.layers:
+        cap.k(layer).zero_()
+    ds = precision_cost(cap, queries=5)
+    assert np.isposinf(ds["headroom"].sel(dtype="int8")).all()
+    assert (ds["verdict"].sel(dtype="float16") == "observed safe, not proven").all()
+    assert (ds["kl"] == 0).all()
+
+
 def test_what_cannot_be_measured_says_so():
     cap = capture(tiny_model(), random_tokens(N)[0])
     with pytest.raises(InputError, match="rows from 3 to 99"):

@@ -35,6 +35,15 @@ def test_queries_that_see_a_key_are_counted(n, window, causal):
     np.testing.assert_array_equal(queries_seeing(AttentionSpec(1.0, causal=causal, window=window), n), expected)
 
 
+def test_values_of_zero_have_no_share():
+    cap = capture(tiny_model(), random_tokens(9)[0])
+    for layer in cap.layers:
+        cap.v(layer).zero_()
+    ds = received_by_position(cap)
+    assert ds["received_value_share"].isnull().all()
+    np.testing.assert_allclose(ds["received_share"].sum("part"), 1, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("n", "bins"), [(97, 10), (40, 64)])
 def test_the_profile_is_that_of_the_dense_pattern(n, bins):
     cap = capture(tiny_model(**SLIDING), random_tokens(n)[0])

@@ -250,6 +250,13 @@ def test_other_models_draw_too(changes, n, tmp_path):
     assert np.isnan(excess) or excess <= 1e-5
 
 
+def test_a_part_that_is_left_out_says_why(tmp_path):
+    tokens = torch.randint(0, 61, (20,), generator=torch.Generator().manual_seed(1))
+    page = report(capture(tiny(), tokens, stages=()), tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Left out here, what norm and rotation do to the range" in page
+    assert "stages=(" in page[page.index("Left out here") :][:600]
+
+
 def test_hostile_text_stays_text(tmp_path):
     cap = captured(30)
     cap.model_id = cap.provenance["model"]["name"] = HOSTILE

@@ -57,6 +57,25 @@ ORDERS = {
 }
 
 
+def test_a_capture_on_disk_knows_its_model_by_what_it_computes(tmp_path):
+    model = tiny_model()
+    model.cfg.model_name = "/models/tiny"
+    tokens = random_tokens(9)[0]
+    cap = capture(model, tokens, tmp_path / "one.capture")
+    assert cap.cfg.model_name == "tiny"
+    assert what_if_rope(cap, None, model=model, groups="rows")["variant"].values.tolist()[-1] == "full"
+    with pytest.raises(InputError, match="not the one that was captured"):
+        what_if_rope(cap, None, model=tiny_model(rope=RopeConfig(rope_theta=7.0)))
+
+
+def test_one_silenced_pair_needs_no_list():
+    cap = capture(tiny_model(), random_tokens(9)[0])
+    one, listed = (what_if_rope(cap, cap.cfg.rope, zero_pairs=pairs, groups="rows") for pairs in (2, [np.int64(2)]))
+    xr.testing.assert_identical(one, listed)
+    with pytest.raises(InputError, match=r"zero_pairs holds 1\.5"):
+        what_if_rope(cap, cap.cfg.rope, zero_pairs=[1.5])
+
+
 def assert_same(found, expected, atol=2e-5):
     """Two Datasets of statistics agree in every variable; the index of a largest score may go either way in a tie."""
     for name, value in expected.drop_vars(["loss_mean", "loss_stderr"], errors="ignore").items():
