@@ -136,7 +136,7 @@ def _tokens_of(
 
 def _chosen_layers(cfg: "HookedTransformerConfig", layers: int | Iterable[int] | None) -> tuple[int, ...]:
     """The layers to keep, in order, checked against the model."""
-    layers = [layers] if isinstance(layers, int) else layers
+    layers = [int(layers)] if isinstance(layers, int | np.integer) else layers
     chosen = range(cfg.n_layers) if layers is None else sorted({int(layer) for layer in layers})
     if not chosen:
         raise StageError("no layer was asked for: name at least one")

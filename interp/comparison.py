@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 _HEAD, _DISTANCE = ("layer", "head"), ("layer", "head", "distance")
 _VARIABLES = {
-    "sink_rate": (_HEAD, "1", "mean attention to the first token, over the later queries that see it", "mean_i p_i0"),
+    "first_token_mass": (
+        _HEAD,
+        "1",
+        "mean attention to the first token, over the later queries that see it",
+        "mean_i p_i0",
+    ),
     "mean_distance": (_HEAD, "token", "mean distance attended to", "mean_i Σ_j p_ij Δ_ij"),
     "entropy": (_HEAD, "nat", "mean entropy of the rows", "mean_i −Σ_j p_ij ln p_ij"),
     "score_mean": (_HEAD, "score", "mean score of the visible pairs", "mean s_ij"),
@@ -49,8 +54,8 @@ def compare(cap_a: "Capture", cap_b: "Capture", labels: tuple[str, str] = ("a", 
         labels: names of the two, along the dimension ``capture``.
 
     Returns:
-        Over (capture, layer, head): sink_rate, mean_distance, entropy, score_mean, score_std, score_min, score_max,
-        positional_r2; over (capture, layer, head, distance): attention_at_distance, score_at_distance; over
+        Over (capture, layer, head): first_token_mass, mean_distance, entropy, score_mean, score_std, score_min,
+        score_max, positional_r2; over (capture, layer, head, distance): attention_at_distance, score_at_distance; over
         (capture, position), where both captures hold it: loss. Each comes with ``…_difference``, without the
         dimension ``capture``. Over (layer, head): profile_divergence, the share of its attention, from 0 to 1, that a
         head moved to other distances.
@@ -123,7 +128,7 @@ def _layer(cap: "Capture", layer: int) -> xr.Dataset:
     stats = cap.statistics([layer]).sel(layer=layer, drop=True)
     moments = ScoreMoments.of(stats)
     by_head = {
-        "sink_rate": first_token_mass(cap, [layer]).values[0],
+        "first_token_mass": first_token_mass(cap, [layer]).values[0],
         "mean_distance": stats["mean_distance"].mean("query", dtype=np.float64).values,
         "entropy": stats["entropy"].mean("query", dtype=np.float64).values,
         "score_mean": moments.mean,

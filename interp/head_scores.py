@@ -33,7 +33,7 @@ class Score(NamedTuple):
 
 
 SCORES: dict[str, Score] = {
-    "sink_rate": Score(
+    "first_token_mass": Score(
         "sink",
         "1",
         "mean attention to the first token, over the later queries that see it",
@@ -138,7 +138,7 @@ def _from_statistics(cap: "Capture", layer: int, stats: xr.Dataset) -> dict[str,
     most = _uniform_entropy(cap, layer, stats.sizes["query"])
     entropy = stats["entropy"].values.astype(np.float64)
     return {
-        "sink_rate": first_token_mass(cap, [layer]).values[0],
+        "first_token_mass": first_token_mass(cap, [layer]).values[0],
         "previous_token": (stats["attention"] / stats["count"]).reindex(distance=[1]).values[:, 0],
         "local_mass": _mean(far),
         "mean_distance": _mean(stats["mean_distance"].values),

@@ -36,7 +36,7 @@ def head_summary(
         needle: what `interp.needles.plant_needle` planted in the text that was captured; adds the retrieval scores.
 
     Returns:
-        Over (layer, head): sink_rate, previous_token, local_mass, induction, duplicate_token, retrieval and
+        Over (layer, head): first_token_mass, previous_token, local_mass, induction, duplicate_token, retrieval and
         needle_mass (with a needle), mean_distance, entropy, normalised_entropy, positional_r2, utilisation; with
         coordinates layer_type and kv_head.
 

@@ -68,7 +68,7 @@ def relativity_error(
         arXiv 2104.09864 §3.2 (scores depend on i − j), 2411.13476 (low precision breaks it).
     """
     chosen = rotating_layers(cap, layers)
-    moves = (shifts,) if isinstance(shifts, int) else tuple(shifts)
+    moves = (int(shifts),) if isinstance(shifts, int | np.integer) else tuple(shifts)
     if not moves or n_queries < 1:
         raise InputError(f"shifts={moves} and n_queries={n_queries}: give at least one of each")
     n = len(cap.positions)

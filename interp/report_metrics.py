@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # In the order in which the report offers them; numbers that are not named here follow under their own names.
 _LABELS = {
-    "sink_rate": "first token",
+    "first_token_mass": "first token",
     "half_distance": "half within",
     "mean_distance": "mean distance",
     "positional_r2": "positional R²",

@@ -59,7 +59,7 @@ def test_every_difference_is_the_dense_one(pair):
         i, j = np.indices((N, N))
         sees_first = slice(1, pair[0].spec(layer).window or N)
         want = {
-            "sink_rate": [p[:, sees_first, 0].mean(1) for _, p in sides],
+            "first_token_mass": [p[:, sees_first, 0].mean(1) for _, p in sides],
             "mean_distance": [(p * (i - j)).sum(-1).mean(1) for _, p in sides],
             "entropy": [-np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1).mean(1) for _, p in sides],
             "score_mean": [np.nanmean(s, (1, 2)) for s, _ in sides],
@@ -132,7 +132,9 @@ def test_what_cannot_be_compared_says_why(pair):
         compare(pair[0], capture(tiny_model(n_heads=2), tokens))
     with pytest.raises(InputError, match="two different names"):
         compare(*pair, labels=("x", "x"))
-    with pytest.raises(InputError, match="by='entropie', n=10: rank at least one head, by one of sink_rate_difference"):
+    with pytest.raises(
+        InputError, match="by='entropie', n=10: rank at least one head, by one of first_token_mass_difference"
+    ):
         ranked(compare(*pair), "entropie")
     _, cache = tiny_model().run_with_cache(tokens)
     with pytest.raises(InputError, match=r"b has 0 tokens.* give Capture\.from_cache its tokens"):

@@ -50,7 +50,7 @@ def dense_head_scores(cap, layer, needle=None):
     delta = i - j
     out = {}
     sees_first = visible[:, 0] & (np.arange(n) > 0)
-    out["sink_rate"] = p[:, sees_first, 0].mean(1)
+    out["first_token_mass"] = p[:, sees_first, 0].mean(1)
     out["previous_token"] = np.array([np.diag(h, -1).mean() for h in p])
     out["local_mass"] = (p * (delta < 64))[:, 64:].sum(-1).mean(1) if n > 64 else np.full(len(p), np.nan)
     copy = (tokens[:, None] == tokens[None, :]) & (delta > 0)
@@ -148,7 +148,7 @@ def test_utilisation_is_the_largest_score_over_the_proven_bound(name):
 
 def test_a_window_of_one_key_leaves_nothing_but_the_token_itself():
     summary = head_summary(capture(tiny_model(window_size=1), random_tokens(20, vocab=3)))
-    assert not summary[["entropy", "mean_distance", "sink_rate"]].to_array().any()
+    assert not summary[["entropy", "mean_distance", "first_token_mass"]].to_array().any()
     assert summary[["previous_token", "normalised_entropy", "duplicate_token"]].to_array().isnull().all()
 
 
@@ -176,7 +176,7 @@ def lit(summary, name, above):
 
 def test_each_planted_head_is_recognised_and_nothing_else_lights_up(kinds):
     _, summary = kinds
-    assert lit(summary, "sink_rate", 0.2) == {planted.SINK}
+    assert lit(summary, "first_token_mass", 0.2) == {planted.SINK}
     assert lit(summary, "previous_token", 0.2) == {planted.PREVIOUS}
     assert lit(summary, "induction", 0.2) == {planted.INDUCTION}
     assert lit(summary, "duplicate_token", 0.2) == {planted.DUPLICATE}
@@ -186,7 +186,7 @@ def test_each_planted_head_is_recognised_and_nothing_else_lights_up(kinds):
     assert lit(summary, "normalised_entropy", 1 - 1e-5) == uniform
     assert lit(summary, "positional_r2", 0.5) == {planted.PREVIOUS, planted.LOCAL, planted.ONE_PAIR}
     for name, head in [
-        ("sink_rate", planted.SINK),
+        ("first_token_mass", planted.SINK),
         ("previous_token", planted.PREVIOUS),
         ("local_mass", planted.LOCAL),
         ("induction", planted.INDUCTION),
@@ -201,7 +201,7 @@ def test_planted_scores_are_their_closed_forms(kinds):
     n = len(cap.tokens)
     at = lambda name, head: float(summary[name].sel(layer=head[0], head=head[1]))  # noqa: E731
     i = np.arange(n)
-    assert at("sink_rate", planted.UNIFORM) == pytest.approx(np.mean(1 / (i[1:] + 1)), rel=1e-5)
+    assert at("first_token_mass", planted.UNIFORM) == pytest.approx(np.mean(1 / (i[1:] + 1)), rel=1e-5)
     assert at("previous_token", planted.UNIFORM) == pytest.approx(np.mean(1 / (i[1:] + 1)), rel=1e-5)
     assert at("entropy", planted.UNIFORM) == pytest.approx(np.mean(np.log(i + 1)), rel=1e-5)
     assert at("mean_distance", planted.UNIFORM) == pytest.approx(np.mean(i / 2), rel=1e-5)
@@ -273,7 +273,7 @@ def test_the_table_sorts_and_writes(kinds, tmp_path):
     assert list(head_table(summary)["head"][:6]) == list(range(6))
     table.to_csv(tmp_path / "heads.csv", index=False)
     lines = (tmp_path / "heads.csv").read_text().splitlines()
-    assert lines[0].startswith("layer,head,layer_type,kv_head,sink_rate,previous_token") and len(lines) == 13
+    assert lines[0].startswith("layer,head,layer_type,kv_head,first_token_mass,previous_token") and len(lines) == 13
     assert head_table(summary, "utilisation").shape == table.shape
     with pytest.raises(InputError, match="no score 'inductoin' to sort by; there are layer"):
         head_table(summary, "inductoin")

@@ -176,7 +176,7 @@ def test_the_exact_window_is_exact_to_a_level(cap, source):
 
 def test_metrics_are_the_tables_numbers(cap, source):
     metrics = {metric["key"]: metric for metric in data_of(source)["metrics"]}
-    np.testing.assert_allclose(metrics["sink_rate"]["values"], first_token_mass(cap), rtol=1e-5)
+    np.testing.assert_allclose(metrics["first_token_mass"]["values"], first_token_mass(cap), rtol=1e-5)
     cells = re.findall(r'<td data-value="([^"]*)">', source)
     assert f"{metrics['positional_r2']['values'][2][1]:.6g}" in cells
 
@@ -189,7 +189,7 @@ def test_size_does_not_grow_with_the_text(tmp_path):
 def test_two_captures_are_held_against_each_other(cap, tmp_path):
     other = captured(83, qk_norm=None)
     data = data_of(report(cap, tmp_path / "r.html", compare_with=other).read_text(encoding="utf-8"))
-    metric = next(metric for metric in data["metrics"] if metric["key"] == "sink_rate")
+    metric = next(metric for metric in data["metrics"] if metric["key"] == "first_token_mass")
     np.testing.assert_allclose(metric["other"], first_token_mass(other), rtol=1e-5)
     assert "bound" not in {metric["key"] for metric in data["metrics"]}
     with pytest.raises(InputError, match="heads 4 against 2"):
@@ -200,7 +200,7 @@ def test_tables_are_written(cap, tmp_path):
     report(cap, tmp_path / "r.html", csv=tmp_path / "tables")
     heads = pd.read_csv(tmp_path / "tables" / "heads.csv")
     assert len(heads) == 12
-    np.testing.assert_allclose(heads["sink_rate"], first_token_mass(cap).values.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(heads["first_token_mass"], first_token_mass(cap).values.ravel(), rtol=1e-5)
     ranges = pd.read_csv(tmp_path / "tables" / "ranges.csv")
     assert set(ranges["stage"]) == {"pre_norm", "pre_rope", "final"}
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {

@@ -82,4 +82,4 @@ def test_gemmas_sliding_layers_see_512_tokens_and_its_full_layers_all():
     summary = head_summary(cap)
     assert summary["layer_type"].values.tolist() == ["sliding_attention", "full_attention"]
     assert summary["kv_head"].values.tolist() == [0, 0, 0, 0]
-    assert (summary["utilisation"] < 1).all() and summary["sink_rate"].sel(layer=full).max() > 0.3
+    assert (summary["utilisation"] < 1).all() and summary["first_token_mass"].sel(layer=full).max() > 0.3
