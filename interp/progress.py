@@ -1,14 +1,17 @@
 """Progress on stderr: shown on a terminal, and only for work that takes longer than a moment."""
 
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _PATIENCE_SECONDS = 1.5
+_COUNTING = threading.Lock()
 _Item = TypeVar("_Item")
 
 
@@ -18,15 +21,34 @@ def track(items: Iterable[_Item], description: str) -> Iterator[_Item]:
     if not sys.stderr.isatty():
         yield from items
         return
-    started, bar = time.monotonic(), None
-    try:
+    with counted(description) as report:
         for done, item in enumerate(items):
-            if bar is None and time.monotonic() - started > _PATIENCE_SECONDS:
-                bar = _bar(description, total)
-            if bar is not None:
-                bar.update(bar.task_ids[0], completed=done)
+            report(done, total)
             yield item
+
+
+@contextmanager
+def counted(description: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A function ``(done, total)`` that shows them as a bar once they have taken a moment.
+
+    One bar at a time: inside of work that counts already, it shows nothing.
+    """
+    if not sys.stderr.isatty() or not _COUNTING.acquire(blocking=False):
+        yield lambda done, total: None
+        return
+    started, bar = time.monotonic(), None
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal bar
+        if bar is None and time.monotonic() - started > _PATIENCE_SECONDS and done != total:
+            bar = _bar(description, total)
+        if bar is not None:
+            bar.update(bar.task_ids[0], completed=done)
+
+    try:
+        yield report
     finally:
+        _COUNTING.release()
         if bar is not None:
             bar.stop()
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hooks.attend import AttentionSpec
 from hooks.errors import InputError
+from interp.progress import counted
 from interp.statistics_dataset import Measured, build_dataset
 from interp.statistics_pass import BUFFERS, Pass, block_height
 from interp.statistics_schema import GROUPS, SINK_SIZES
@@ -19,6 +21,7 @@ from interp.totals import Totals
 from interp.visibility import Visibility
 
 MEMORY_BUDGET = 32 * 2**20
+_TILE_NUMBERS = 2048  # of a row in the fused pass: scores of a tile with its edges, sums and largest of its keys
 Backend = Literal["auto", "portable", "fused"]
 
 
@@ -48,8 +51,12 @@ def attention_statistics(
     position. A query that sees nothing gets NaN (argmax_key −1) and counts nowhere. A learned sink logit takes part
     in the softmax, so p sums to less than 1 over the keys; it is in ``lse`` and is no key.
 
+    A batch is a loop: ``xr.concat([attention_statistics(q[b], k[b], spec) for b in range(len(q))], "batch")``. The
+    fused pass works in the buffers of the call before where shapes are the same; it keeps at most 64 MiB of them.
+
     Scores are computed in float32, or in float64 when q or k is. Sums over blocks are float64. The error against
-    dense float64 is at most ``1e-5 · max(1, max|s| / 50)``.
+    dense float64 is at most ``1e-5 · max(1, max|s| / 50)``, relative where a value is larger than 1; of mean_distance
+    relative to the distances that it averages, which cancel where keys lie on both sides.
 
     Args:
         q: Queries as they enter the score.
@@ -57,7 +64,7 @@ def attention_statistics(
         spec: How q and k become a pattern.
         v: Values; adds ``received_value`` and ``attention_value``.
         w_o: Output projection of each head, so that a value weighs ``‖v_j W_O‖``; without it ``‖v_j‖``.
-        groups: Which families to compute: "rows", "keys", "distances", "map", "scores".
+        groups: Which families to compute, one name or several: "rows", "keys", "distances", "map", "scores".
         queries: None measures every query. A number measures that many, drawn evenly stratified with a fixed seed:
             sums and counts become unbiased estimates for all queries, with their ``…_stderr``. Indices measure
             just these queries.
@@ -66,8 +73,9 @@ def attention_statistics(
         key_mask: True where a key is real; None when all are.
         query_positions: Positions of the queries; by default ``query_start + row``.
         key_positions: Positions of the keys; by default their indices.
-        memory_budget: Bytes that the tensors of one block may take; a block has at least one row.
-        progress: Called with rows done and rows in total, over all heads.
+        memory_budget: Bytes that the blocks at hand may take, over all threads; a block has at least one row.
+        progress: Called with rows done and rows in total, over all heads; by default a bar on a terminal, once it takes
+            longer than a moment.
         backend: "fused" is compiled and multi-threaded, for float32 scores on the CPU and keys without holes;
             "portable" is torch and does everything. "auto" takes the first where it can. Both are within the error
             above; the Dataset's attribute ``backend`` names the one taken.
@@ -105,24 +113,25 @@ def attention_statistics(
     errors = GroupErrors()
     run = _choose(backend, q, dtype, see)
     buffers = torch.get_num_threads() if run is _run_fused else BUFFERS * (q.shape[1] // k.shape[1])
+    beside = _TILE_NUMBERS if run is _run_fused else 0
     total, finished = q.shape[1] * sum(part.row.numel() for part in chosen), 0
 
     def done(rows: int) -> None:
         nonlocal finished
         finished += rows
-        if progress is not None:
-            progress(finished, total)
+        report(finished, total)
 
     offset = measured_rows = 0
-    for part, rows in zip(chosen, samples.rows, strict=True):
-        before = totals.sums(measured_rows) if samples.estimate else {}
-        height = block_height(memory_budget, buffers, part, spec, dtype)
-        work = Pass(q, k, spec, part, totals, groups, low, map_shape, value_norm, dtype, height)
-        run(work, offset, done)
-        offset += part.row.numel()
-        measured_rows += rows.numel()
-        if samples.estimate:
-            errors.add(before, totals.sums(measured_rows))
+    with counted("measuring attention") if progress is None else nullcontext(progress) as report:
+        for part, rows in zip(chosen, samples.rows, strict=True):
+            before = totals.sums(measured_rows) if samples.estimate else {}
+            height = block_height(memory_budget, buffers, part, spec, dtype, beside)
+            work = Pass(q, k, spec, part, totals, groups, low, map_shape, value_norm, dtype, height)
+            run(work, offset, done)
+            offset += part.row.numel()
+            measured_rows += rows.numel()
+            if samples.estimate:
+                errors.add(before, totals.sums(measured_rows))
     measured = Measured(see, chosen, samples, errors, query_positions, key_positions, value_norm, low)
     values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
     return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("_run_"))
@@ -160,11 +169,10 @@ def _run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
 
 def _check_groups(groups: Iterable[str]) -> frozenset[str]:
     """The groups asked for, each known."""
-    chosen = frozenset([groups] if isinstance(groups, str) else groups)
-    unknown = chosen - set(GROUPS)
-    if unknown or not chosen:
-        raise InputError(f"groups={sorted(chosen)!r}: choose from {', '.join(GROUPS)}.")
-    return chosen
+    chosen = [groups] if isinstance(groups, str) else list(groups) if isinstance(groups, Iterable) else []
+    if not chosen or any(group not in GROUPS for group in chosen):
+        raise InputError(f"groups={groups!r}: choose one or several from {', '.join(GROUPS)}.")
+    return frozenset(chosen)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor | None, w_o: Tensor | None, spec: AttentionSpec) -> None:
@@ -222,7 +230,7 @@ def _value_norms(
     v: Float[Tensor, "kept kv_head d_head"], w_o: Tensor | None, heads: int, dtype: torch.dtype
 ) -> Float[Tensor, "head kept"]:
     """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths."""
-    group = heads // v.shape[1]
+    group, v = heads // v.shape[1], v.contiguous()
     if w_o is None:
         return torch.linalg.vector_norm(v.to(dtype), dim=-1).T.repeat_interleave(group, dim=0)
     factor = torch.linalg.qr(w_o.to(v.device, dtype).mT, mode="r").R

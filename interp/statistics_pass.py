@@ -388,10 +388,12 @@ def _sum_by(index: Int[Tensor, " cell"], cells: Float[Tensor, "group cell"], siz
     return torch.stack([torch.bincount(index, weights=row, minlength=size) for row in cells])
 
 
-def block_height(budget: int, buffers: int, visibility: Visibility, spec: AttentionSpec, dtype: torch.dtype) -> int:
-    """Query rows of a block of which `buffers` copies fit into `budget` bytes."""
+def block_height(
+    budget: int, buffers: int, visibility: Visibility, spec: AttentionSpec, dtype: torch.dtype, beside: int = 0
+) -> int:
+    """Query rows of a block of which `buffers` copies, with `beside` more numbers per row, fit into `budget` bytes."""
     cells = max(budget // (buffers * dtype.itemsize), 1)
     width = max(visibility.key.numel(), 1)
     if spec.window is not None and spec.window < width:
-        return max(min(cells // (2 * spec.window), spec.window, _MAX_HEIGHT), 1)
-    return max(min(cells // width, _MAX_HEIGHT), 1)
+        return max(min(cells // (2 * spec.window + beside), spec.window, _MAX_HEIGHT), 1)
+    return max(min(cells // (width + beside), _MAX_HEIGHT), 1)

@@ -2,13 +2,21 @@
 
 OMP_NUM_THREADS=2 python tests/benchmarks/statistics_speed.py [--tokens 8192 16384 32768] [--repeats 3]
 
-Prints medians and their ratios, log-sum-exp inside the timer. What bounds it: the product q·k alone takes half of what
-torch's attention takes (which needs a second product of the same size), and cannot be shared with the second product,
-since nothing here multiplies by v. The exponentials come next, then, with "scores", the histogram, whose cells are
-counted one by one. What helped: keys stored transposed, which BLAS packs a third faster; one block of rows whose scores
-stay in the cache for every loop; vectors written out by hand, because LLVM does not vectorise loops over arrays that
-may overlap; sheared reads, which sum a distance over all rows of a block in a register; padding rows to an odd number
-of cache lines. What did not: more than 64 rows in a block when heads are 64 wide.
+Prints medians and their ratios, log-sum-exp inside the timer. What bounds it, in ns per visible pair on one core of a
+Xeon (AVX-512, 2 MiB of L2) where torch's attention takes 3.3 (heads 64 wide) and 11.4 (256 wide), loops timed alone on
+tiles: the product q·k 1.05 and 4.8, that is 120 and 107 GFLOP/s of about 130; exponentials 0.33; the second round over
+the weights 0.6, more than the 0.3 that its loops take on weights in the L2 cache; moments of distances 0.14; extremes
+0.09. "scores" adds 0.5 to 0.9 for its histogram, whose cells are counted one by one.
+
+What it relies on (not taken apart one by one): keys packed once per kv head for an inner product of our own, where BLAS
+packed them for each block of rows anew; scores in tiles that every loop finds in the L2 cache; weights relative to the
+row's largest score so far, so that scores are not looked at again; all blocks of a call in compiled code; moments of
+sixteen distances merged at once; exponentials in base 2; float64 sums decided for 8 × 48 scores at a time; rows padded
+to an odd number of cache lines.
+
+What did not help: writing the pattern down before it is summed (0.2 more); prefetching the weights by hand; an inner
+product of 12 or 14 rows by 32 keys. Running totals of totals for the mean distance saved an instruction and lost digits
+where keys lie on both sides.
 """
 
 import argparse
