@@ -1,6 +1,7 @@
 """``ropescope hooks`` and ``ropescope stats``: what can be hooked and what is measured, read off the code itself."""
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,7 +60,7 @@ def stats() -> None:
     _print_table("statistics of attention_statistics (s: score, p: attention, Δ: distance)", header, rows)
 
 
-def _layers_merged(infos: "list[HookInfo]", layer: int | None) -> "list[tuple[str, HookInfo]]":
+def _layers_merged(infos: "Iterable[HookInfo]", layer: int | None) -> "list[tuple[str, HookInfo]]":
     """Each hook point with its name; points that differ in nothing but the layer share one name with a range."""
     merged: dict[tuple, tuple[HookInfo, list[int]]] = {}
     for info in infos:
