@@ -3,13 +3,12 @@
 Names are imported on first use, so that ``import interp`` stays fast.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp import plots
-    from interp.capture_files import open_capture
-    from interp.capture_resume import resume
     from interp.captures import Capture, capture
     from interp.comparison import compare, ranked
     from interp.frequencies import frequency_bias
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from interp.score_table import score_ranges
     from interp.sinks import sink_rate
     from interp.statistics import attention_statistics
+    from interp.storage.capture_files import open_capture
+    from interp.storage.capture_resume import resume
     from interp.texts import standard_text
     from interp.what_if import what_if_rope
 
@@ -41,7 +42,7 @@ _HOME = {
     "frequency_bias": "interp.frequencies",
     "head_summary": "interp.heads",
     "head_table": "interp.heads",
-    "open_capture": "interp.capture_files",
+    "open_capture": "interp.storage.capture_files",
     "plant_needle": "interp.needles",
     "plots": "interp.plots",
     "positional_bias": "interp.positional",
@@ -51,7 +52,7 @@ _HOME = {
     "relativity_error": "interp.relativity",
     "repeated_tokens": "interp.repeated_text",
     "report": "interp.reports",
-    "resume": "interp.capture_resume",
+    "resume": "interp.storage.capture_resume",
     "score_bound": "interp.ranges",
     "score_quantile": "interp.ranges",
     "score_ranges": "interp.score_table",
@@ -102,3 +103,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "IPython" in sys.modules:  # results draw themselves in a notebook; without one nothing of it is imported
+    from interp.figures.display import register
+
+    register()

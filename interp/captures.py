@@ -10,15 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.errors import MaterializationError, StageError
-from interp.capture_plan import DEFAULT_STAGES, CapturePlan, plan_capture, ranges
-from interp.capture_run import run_blocks
 from interp.constants import LayerConstants, layer_constants
-from interp.held_layers import HeldLayer, LayerCapture
 from interp.layers import stack_layers
+from interp.passes.statistics_schema import GROUPS
 from interp.progress import track
 from interp.selection import Choice, layer_numbers, part_of
 from interp.stages import stage_name, steps_before
-from interp.statistics_schema import GROUPS
+from interp.storage.capture_plan import DEFAULT_STAGES, CapturePlan, plan_capture, ranges
+from interp.storage.capture_run import run_blocks
+from interp.storage.held_layers import HeldLayer, LayerCapture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig
     from hooks.attached import AttachedTransformer
     from interp.patterns import PatternView
-    from interp.stored_statistics import StatisticsStore
+    from interp.storage.stored_statistics import StatisticsStore
     from interp.texts import Text
 
 
@@ -308,8 +308,8 @@ def capture(
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers)
     if path is None:
         return _capture_in_memory(plan)
-    from interp.capture_resume import source_of
-    from interp.capture_writing import write_capture
+    from interp.storage.capture_resume import source_of
+    from interp.storage.capture_writing import write_capture
 
     return write_capture(plan, path, source=source_of(model), force=force)
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hooks.errors import InputError, RopescopeError
-from interp import cli_captures, cli_compare, cli_support, cli_tables
-from interp.cli_support import InterruptedRunError, fail
+from interp.commands import cli_captures, cli_compare, cli_support, cli_tables
+from interp.commands.cli_support import InterruptedRunError, fail
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -143,7 +143,7 @@ def _captured(model, text, tokens, layers, heads, device, dtype) -> "Capture":
 def _opened(directory: str, layers: list[int] | None) -> "Capture":
     """A capture on disk, or some of its layers."""
     with cli_support.status("loading libraries"):
-        from interp.capture_files import open_capture
+        from interp.storage.capture_files import open_capture
     cap = open_capture(directory)
     return cap if layers is None else cap.select(layers)
 

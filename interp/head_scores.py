@@ -11,10 +11,10 @@ from jaxtyping import Float
 from interp.copies import Copies, attention_to_copies
 from interp.layer_bounds import layer_bound
 from interp.needles import Needle, needle_mass, retrieval_score
+from interp.passes.statistics_schema import LOCAL_DISTANCE
 from interp.score_moments import ScoreMoments
 from interp.sinks import first_token_mass
 from interp.stage_scores import finite, utilisation
-from interp.statistics_schema import LOCAL_DISTANCE
 
 if TYPE_CHECKING:
     from interp.captures import Capture

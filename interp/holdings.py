@@ -46,7 +46,7 @@ def in_words(cap: "Capture") -> str:
 
 def as_html(cap: "Capture") -> str:
     """What it is, what is held of each layer, and whether it is whole, for a notebook."""
-    from interp.display_capture import capture_html
+    from interp.figures.display_capture import capture_html
 
     unfinished = "" if cap.is_complete else "<p>unfinished: <code>ropescope resume</code> goes on with it</p>"
     return f"{capture_html(cap)}{unfinished}{holdings(cap).to_html()}"

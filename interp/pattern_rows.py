@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.errors import InputError, PositionError
-from interp.visibility import Visibility
+from interp.passes.visibility import Visibility
 
 if TYPE_CHECKING:
     from hooks import AttentionSpec

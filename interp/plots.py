@@ -11,16 +11,16 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from hooks.errors import InputError
-from interp.figure_data import binned_by_distance, thinned
-from interp.image_export import save
-from interp.plots_comparison import comparison, comparison_by_distance
-from interp.plots_distance import attention_by_distance, attention_by_variant, attention_share_by_head
-from interp.plots_loss import loss_by_position
-from interp.plots_maps import attention_window, head_scores, head_table, layer_head_map, pooled_map
-from interp.plots_pairs import frequency_pairs
-from interp.plots_profiles import precision_cost, received_by_position
-from interp.plots_ranges import score_ranges
-from interp.theme import dark
+from interp.figures.figure_data import binned_by_distance, thinned
+from interp.figures.image_export import save
+from interp.figures.plots_comparison import comparison, comparison_by_distance
+from interp.figures.plots_distance import attention_by_distance, attention_by_variant, attention_share_by_head
+from interp.figures.plots_loss import loss_by_position
+from interp.figures.plots_maps import attention_window, head_scores, head_table, layer_head_map, pooled_map
+from interp.figures.plots_pairs import frequency_pairs
+from interp.figures.plots_profiles import precision_cost, received_by_position
+from interp.figures.plots_ranges import score_ranges
+from interp.figures.theme import dark
 
 if TYPE_CHECKING:
     from interp.captures import Capture

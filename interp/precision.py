@@ -13,11 +13,11 @@ from torch import Tensor
 from hooks.errors import InputError
 from interp.labels import described, result_of
 from interp.layer_bounds import bound_reason, chosen_layers, layer_bound, linear, vector_bounds
+from interp.passes.subsampling import sample_rows
 from interp.pattern_rows import HeadRows
 from interp.progress import track
 from interp.score_moments import PerHead, ScoreMoments
 from interp.score_table import largest_product
-from interp.subsampling import sample_rows
 
 if TYPE_CHECKING:
     from interp.captures import Capture

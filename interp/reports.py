@@ -10,18 +10,19 @@ import numpy as np
 import xarray as xr
 
 from hooks.errors import InputError, StageError
-from interp import images, report_data, summaries, theme
-from interp import report_figures as views
+from interp.figures import images, theme
+from interp.figures.plots_base import visible_text
 from interp.files import check_writable, write_text
 from interp.heads import head_summary
 from interp.losses import loss_by_position
-from interp.plots_base import visible_text
 from interp.positional import bin_distances, positional_bias, typical_distance
 from interp.received import received_by_position
-from interp.report_comparison import comparison_section
-from interp.report_glossary import GLOSSARY
-from interp.report_metrics import common, head_metrics
-from interp.report_tables import check_folder, head_table, write_tables
+from interp.reporting import report_data, summaries
+from interp.reporting import report_figures as views
+from interp.reporting.report_comparison import comparison_section
+from interp.reporting.report_glossary import GLOSSARY
+from interp.reporting.report_metrics import common, head_metrics
+from interp.reporting.report_tables import check_folder, head_table, write_tables
 from interp.score_table import score_ranges
 from interp.sinks import first_token_mass
 from interp.stage_scores import stage_ranges

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from hooks.attend import AttentionSpec
 from hooks.errors import InputError
+from interp.passes.statistics_dataset import Measured, build_dataset
+from interp.passes.statistics_pass import BUFFERS, Pass, block_height
+from interp.passes.statistics_schema import GROUPS, SINK_SIZES
+from interp.passes.subsampling import GroupErrors, sample_rows
+from interp.passes.totals import Totals
+from interp.passes.visibility import Visibility
 from interp.progress import counted
-from interp.statistics_dataset import Measured, build_dataset
-from interp.statistics_pass import BUFFERS, Pass, block_height
-from interp.statistics_schema import GROUPS, SINK_SIZES
-from interp.subsampling import GroupErrors, sample_rows
-from interp.totals import Totals
-from interp.visibility import Visibility
 
 MEMORY_BUDGET = 32 * 2**20
 _TILE_NUMBERS = 2048  # of a row in the fused pass: scores of a tile with its edges, sums and largest of its keys
@@ -162,7 +162,7 @@ def _run_portable(work: Pass, offset: int, done: Callable[[int], None]) -> None:
 
 def _run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
     """Run a pass compiled; numba is imported only now."""
-    from interp.fused_pass import FusedPass
+    from interp.passes.fused_pass import FusedPass
 
     FusedPass(work).run(offset, done)
 

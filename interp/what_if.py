@@ -16,11 +16,11 @@ from hooks.rope_settings import RopeSetting
 from interp.labels import result_of
 from interp.layers import stack_layers
 from interp.losses import binned_loss, loss_by_position
+from interp.passes.statistics_schema import GROUPS
 from interp.progress import track
 from interp.recompute import recompute, silenced
 from interp.schedules import schedule_of, steps_under
 from interp.statistics import attention_statistics
-from interp.statistics_schema import GROUPS
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint

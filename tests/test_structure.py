@@ -35,7 +35,7 @@ def test_interp_uses_public_names_of_hooks_only():
 
 @pytest.mark.parametrize("package", [hooks, interp])
 def test_every_public_name_is_there_and_no_module_has_the_name_of_a_function(package):
-    modules = {path.stem for path in (ROOT / package.__name__).glob("*.py")}
+    modules = {path.stem for path in (ROOT / package.__name__).rglob("*.py")}
     for name in package.__all__:
         public = getattr(package, name)
         assert name not in modules or public.__name__ == f"{package.__name__}.{name}"

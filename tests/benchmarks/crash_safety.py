@@ -19,7 +19,7 @@ import torch
 
 from hooks import HookedTransformer
 from interp.captures import capture
-from interp.manifest import read_manifest
+from interp.storage.manifest import read_manifest
 from interp.texts import standard_text
 
 _CONTEXT = multiprocessing.get_context("fork")

@@ -29,8 +29,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from hooks.attend import AttentionSpec
+from interp.passes.statistics_schema import GROUPS
 from interp.statistics import attention_statistics
-from interp.statistics_schema import GROUPS
 
 SHAPES = {"SmolLM2": (9, 3, 64), "Gemma 3": (4, 1, 256)}
 CORE = ("rows", "keys", "distances", "map")

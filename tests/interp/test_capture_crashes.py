@@ -13,13 +13,13 @@ from crashing import LAYERS, N_TOKENS, contents, small_capture, small_model
 from tiny_hooked import random_tokens
 
 from hooks.errors import CaptureBusyError, CaptureDamagedError, CaptureError, CaptureMismatchError, OutputError
-from interp import capture_writing
-from interp.capture_files import open_capture
-from interp.capture_resume import resume
 from interp.captures import capture
-from interp.manifest import read_manifest
+from interp.storage import capture_writing
+from interp.storage.capture_files import open_capture
+from interp.storage.capture_resume import resume
+from interp.storage.manifest import read_manifest
 
-pytestmark = pytest.mark.filterwarnings("ignore::interp.capture_files.CaptureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::interp.storage.capture_files.CaptureWarning")
 RANDOM_KILLS = 6
 # Of the file operations, or of the syncs alone, one after the first block is finished.
 MIDDLE, INTERRUPTED = 28, 18

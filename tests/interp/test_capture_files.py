@@ -25,12 +25,13 @@ from hooks.errors import (
     PositionError,
     StageError,
 )
-from interp import capture_writing, captures, manifest
-from interp.capture_files import open_capture
-from interp.capture_plan import plan_capture
-from interp.capture_resume import resume
+from interp import captures
 from interp.captures import capture
 from interp.stage_scores import stage_ranges
+from interp.storage import capture_writing, manifest
+from interp.storage.capture_files import open_capture
+from interp.storage.capture_plan import plan_capture
+from interp.storage.capture_resume import resume
 
 N = 43
 TYPES = ("sliding_attention", "full_attention")
@@ -218,7 +219,7 @@ def test_statistics_are_kept_and_used_by_the_next(cap, monkeypatch):
     xr.testing.assert_identical(open_capture(cap.path).statistics([0, 1], groups=["keys"]), first)
     with pytest.raises(TypeError):
         open_capture(cap.path).statistics(groups="keys", map_size=5)
-    monkeypatch.setattr("interp.stored_statistics.VERSION", 2)
+    monkeypatch.setattr("interp.storage.stored_statistics.VERSION", 2)
     with pytest.raises(TypeError):
         open_capture(cap.path).statistics(groups="keys")
 
@@ -236,7 +237,7 @@ def test_statistics_that_cannot_be_kept_are_given_all_the_same(cap, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("interp.stored_statistics.write_dataset", full)
+    monkeypatch.setattr("interp.storage.stored_statistics.write_dataset", full)
     with pytest.warns(CaptureWarning, match="not kept beside the capture") as said:
         assert "received" in cap.statistics(groups="keys")
     assert len(said) == 1

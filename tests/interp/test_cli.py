@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hooks import HookedTransformer, HookedTransformerConfig, RopeConfig
-from interp import cli, cli_support
+from interp import cli
+from interp.commands import cli_support
 
 ROOT = Path(__file__).parents[2]
 # Processor time of the same work on a busy machine with shared caches against a quiet one.

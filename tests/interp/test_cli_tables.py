@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hooks import HookedTransformer
 from interp.cli import app
-from interp.statistics_schema import VARIABLES
+from interp.passes.statistics_schema import VARIABLES
 
 
 def run(*arguments):

@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 from tiny_hooked import random_tokens, tiny_model
 
-from interp import display
 from interp.captures import capture
+from interp.figures import display
 from interp.labels import result_of
 
 IPython = pytest.importorskip("IPython", reason="the display tests need IPython")
@@ -63,6 +63,6 @@ def test_a_capture_says_what_it_holds(shown):
 
 
 def test_outside_of_ipython_nothing_happens():
-    code = "import interp.display, sys; interp.display.register(); print('xarray' in sys.modules)"
+    code = "import interp.figures.display, sys; interp.figures.display.register(); print('xarray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -7,10 +7,11 @@ import pytest
 import xarray as xr
 
 from hooks.errors import ImageExportError, InputError
-from interp import plots, theme
-from interp.figure_data import binned_by_distance, thinned
+from interp import plots
+from interp.figures import theme
+from interp.figures.figure_data import binned_by_distance, thinned
+from interp.figures.plots_base import signed_log, token_text
 from interp.labels import result_of
-from interp.plots_base import signed_log, token_text
 
 # layers, heads, tokens, window: one head, one layer, a sliding window, two tokens, SmolLM2's 270 heads.
 SHAPES = [(1, 1, 1, 0), (1, 5, 40, 0), (3, 1, 65, 7), (2, 2, 2, 1), (30, 9, 50, 16)]

@@ -14,7 +14,6 @@ from tiny_hooked import random_tokens, tiny_model
 
 from hooks import QKNormConfig
 from hooks.errors import InputError, StageError
-from interp.capture_files import open_capture
 from interp.captures import Capture, capture
 from interp.comparison import compare
 from interp.head_scores import SCORES
@@ -22,6 +21,7 @@ from interp.heads import head_summary, head_table, typical_heads
 from interp.needles import Needle
 from interp.ranges import score_bound
 from interp.repeated_text import repeated_tokens
+from interp.storage.capture_files import open_capture
 
 VARIANTS = {
     "plain": {},

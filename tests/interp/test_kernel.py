@@ -21,12 +21,12 @@ from problem import Problem
 from hooks.attend import AttentionSpec
 from hooks.errors import InputError
 from hooks.model import HookedTransformer
-from interp import compiled, fused_pass
 from interp.captures import capture
-from interp.products import ROWS
-from interp.simd import LANES, vexp2, vload, vstore, vtanh
+from interp.passes import compiled, fused_pass
+from interp.passes.products import ROWS
+from interp.passes.simd import LANES, vexp2, vload, vstore, vtanh
+from interp.passes.workspace import Workspace
 from interp.statistics import attention_statistics
-from interp.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -380,7 +380,7 @@ def test_the_stamp_follows_every_source(name, tmp_path):
 
 def test_stale_machine_code_is_not_loaded(tmp_path):
     """A function in a module of its own, whose cache outlives the process and must not outlive an edit elsewhere."""
-    (tmp_path / "answer.py").write_text("from interp.compiled import entry\n@entry\ndef run():\n    return 1\n")
+    (tmp_path / "answer.py").write_text("from interp.passes.compiled import entry\n@entry\ndef run():\n    return 1\n")
     code = (
         "import sys\nfrom interp import compiled\nif sys.argv[1:]: compiled.sources_stamp = lambda: 'edited'\n"
         "import answer\nanswer.run()\nprint(sum(answer.run.stats.cache_hits.values()))"

@@ -6,7 +6,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp import images, plots, theme
+from interp import plots
+from interp.figures import images, theme
 from interp.losses import loss_by_position
 from interp.positional import bin_distances, typical_distance
 

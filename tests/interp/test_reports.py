@@ -18,10 +18,10 @@ from interp.captures import capture
 from interp.files import check_writable, write_text
 from interp.patterns import attention_pattern
 from interp.positional import bin_distances, positional_bias
+from interp.reporting.summaries import number
 from interp.reports import report
 from interp.sinks import first_token_mass
 from interp.stage_scores import stage_ranges
-from interp.summaries import number
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\x00" + "w" * 3000
 

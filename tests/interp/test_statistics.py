@@ -15,9 +15,9 @@ from problem import Problem
 from hooks.attend import AttentionSpec
 from hooks.errors import InputError
 from interp import progress
-from interp.score_bins import score_edges
+from interp.passes.score_bins import score_edges
+from interp.passes.statistics_schema import GROUPS, VARIABLES
 from interp.statistics import attention_statistics
-from interp.statistics_schema import GROUPS, VARIABLES
 
 
 def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=0, key_mask=None, **positions):

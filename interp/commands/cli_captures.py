@@ -1,0 +1,133 @@
+"""``ropescope capture``, ``resume`` and ``info``: captures on disk from a script."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.commands import cli_support
+from interp.commands.cli_support import InterruptedRunError
+
+if TYPE_CHECKING:
+    from interp.captures import Capture
+    from interp.storage.capture_plan import CapturePlan
+
+CAPTURE_EPILOG = "Example: ropescope capture --model smollm2-135m --text essay.txt --out essay.capture"
+RESUME_EPILOG = "Example: ropescope resume essay.capture"
+INFO_EPILOG = "Example: ropescope info essay.capture --verify"
+_Directory = Annotated[str, typer.Argument(metavar="DIR", help="The capture.")]
+_Force = Annotated[
+    bool,
+    typer.Option("--force", help="Go on although torch, threads, device or processor changed; last bits will differ."),
+]
+
+
+def capture(
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file.")
+    ] = "gemma3-270m",
+    text: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A UTF-8 text file; by default the standard text.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens of it to read.")] = 4096,
+    stages: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Stages to keep besides the final q and k; by default pre_norm,pre_rope."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")
+    ] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where to write the capture.")] = "ropescope.capture",
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default the model's own.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; by default the model's own.")
+    ] = None,
+    force: _Force = False,
+) -> None:
+    """Run a model on a text and keep q, k and v of each layer in a directory.
+
+    Run it again, or `ropescope resume DIR`, after it was stopped: it goes on from the last finished layer.
+    """
+    cli_support.check_run_options(tokens, dtype)
+    chosen = cli_support.numbers(layers, "--layers")
+    from interp.texts import read_text, standard_text
+
+    source = standard_text() if text is None else read_text(text)
+    device = cli_support.checked_device(device)
+    with cli_support.status("loading libraries"):
+        from hooks import HookedTransformer
+        from interp.storage.capture_plan import DEFAULT_STAGES, plan_capture
+    with cli_support.status(f"loading {model}"):
+        loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
+    wanted = DEFAULT_STAGES if stages is None else tuple(stage.strip() for stage in stages.split(","))
+    plan = plan_capture(loaded, source, tokens, wanted, chosen)
+    cli_support.note_short_text(plan.n_tokens, tokens)
+    place = Path(model).expanduser()
+    _write(plan, out, source=str(place.resolve()) if place.exists() else model, force=force)
+
+
+def resume(directory: _Directory, force: _Force = False) -> None:
+    """Go on with a capture that was stopped, from its directory alone."""
+    from interp.storage.manifest import read_manifest
+
+    manifest = read_manifest(Path(directory))
+    if manifest.is_complete:
+        typer.echo(f"{directory} is complete")
+        return
+    with cli_support.status(f"loading {manifest.model_id}"):
+        from interp.storage.capture_resume import load_model, plan_rest
+
+        plan = plan_rest(Path(directory), manifest, load_model(Path(directory), manifest))
+    _write(plan, directory, source=None, force=force)
+
+
+def info(
+    directory: _Directory,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file again and compare its SHA-256.")] = False,
+) -> None:
+    """Print what a capture holds; with --verify, check every byte of it (exit status 1 names the bad files)."""
+    from hooks.errors import CaptureDamagedError
+    from interp.storage.capture_files import CaptureFiles, open_capture
+    from interp.storage.manifest import read_manifest
+    from interp.storage.stored_statistics import StatisticsStore
+
+    cap = open_capture(directory)
+    typer.echo(_described(cap))
+    if verify:
+        manifest = read_manifest(Path(directory))
+        problems = CaptureFiles(Path(directory), manifest).damaged() + StatisticsStore(Path(directory), {}).damaged()
+        if problems:
+            raise CaptureDamagedError("; ".join(problems))
+        typer.echo(f"verified: {len(manifest.files)} files are what they were when they were written")
+
+
+def _write(plan: "CapturePlan", out: str, *, source: str | None, force: bool) -> None:
+    """Say what it will cost, capture, and say what was written."""
+    from interp.storage.capture_cost import Pace, size_estimate
+    from interp.storage.capture_writing import write_capture
+
+    started = time.monotonic()
+    typer.echo(size_estimate(plan, Path(out)))
+    try:
+        cap = write_capture(plan, out, source=source, force=force, watch=Pace(plan, typer.echo))
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"interrupted; go on with: ropescope resume {out}") from None
+    typer.echo(f"wrote {out} ({cap.n_bytes / 1e6:,.1f} MB of q, k and v) in {time.monotonic() - started:.0f} s")
+
+
+def _described(cap: "Capture") -> str:
+    """What a capture holds, in lines."""
+    rows: list[tuple[str, Any]] = [
+        ("model", cap.model_id),
+        ("text", f"{len(cap.positions):,} tokens, {cap.provenance['text']['read']}"),
+        ("loss", f"{float(cap.loss.double().mean()):.4f} nats per token" if len(cap.loss) else "not there yet"),
+        ("q, k and v", f"{cap.n_bytes:,} bytes"),
+        ("complete", "yes" if cap.is_complete else f"no: go on with `ropescope resume {cap.path}`"),
+    ]
+    lines = [f"{name:<11} {value}" for name, value in rows]
+    if cap.layers:
+        lines += ["", cap.holdings().to_string()]
+    return "\n".join(lines)

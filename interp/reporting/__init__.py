@@ -1,0 +1,1 @@
+"""What a report says and shows, part by part; `interp.reports` writes it."""

@@ -1,0 +1,1 @@
+"""Captures on disk: what is planned, written, locked, resumed, checked and read again."""

@@ -1,0 +1,68 @@
+"""What a capture costs: its bytes to the last one, its time judged by the first block that ran."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hooks import HookedTransformerConfig
+    from interp.storage.capture_plan import CapturePlan
+
+
+def size_estimate(plan: "CapturePlan", directory: Path) -> str:
+    """One line: the bytes of q, k and v, what stored patterns would have taken, and the room on the disk."""
+    place = directory if directory.is_dir() else directory.absolute().parent
+    cfg, room = plan.model.cfg, ""
+    if place.is_dir():
+        room = f"; {shutil.disk_usage(place).free / 1e9:,.1f} GB are free there"
+    patterns = len(plan.steps) * cfg.n_heads * plan.n_tokens**2 * plan.model.dtype.itemsize
+    return (
+        f"{plan.n_tokens:,} tokens × {len(plan.steps)} layers: {plan.n_bytes:,} bytes of q, k and v in {directory}, "
+        f"where patterns would take {patterns:,}{room}"
+    )
+
+
+class Pace:
+    """Tells how long the whole takes once the first block has run; judged by operations, since layers differ.
+
+    Args:
+        plan: what runs.
+        say: takes the line.
+    """
+
+    def __init__(self, plan: "CapturePlan", say: Callable[[str], None]):
+        self._cfg, self._n, self._say = plan.model.cfg, plan.n_tokens, say
+        self._before = time.monotonic()
+        self._said = False
+
+    def start(self) -> None:
+        """The blocks begin to run."""
+        self._before = time.monotonic()
+
+    def finished(self, layer: int) -> None:
+        """A block has run and what it leaves is written."""
+        if self._said:
+            return
+        self._said = True
+        took = time.monotonic() - self._before
+        later = sum(block_operations(self._cfg, i, self._n) for i in range(layer + 1, self._cfg.n_layers))
+        later += 2 * self._n * self._cfg.d_model * self._cfg.d_vocab
+        seconds = took * later / block_operations(self._cfg, layer, self._n)
+        self._say(f"layer {layer} took {took:.1f} s; the rest takes about {_duration(seconds)}")
+
+
+def block_operations(cfg: "HookedTransformerConfig", layer: int, n: int) -> float:
+    """Floating-point operations of one block on n tokens: its matrices, and attention over the visible pairs."""
+    width = 2 * (cfg.n_heads + cfg.n_kv_heads) * cfg.d_head + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0)
+    seen = min(cfg.window(layer) or n, n)
+    pairs = seen * (seen + 1) / 2 + (n - seen) * seen
+    return 2 * n * cfg.d_model * width + 4 * pairs * cfg.n_heads * cfg.d_head
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a reader wants them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

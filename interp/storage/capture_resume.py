@@ -1,0 +1,89 @@
+"""Going on with an interrupted capture from its directory alone."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hooks.errors import CaptureError, RopescopeError
+from interp.storage.capture_files import CaptureFiles, config_of, read_capture
+from interp.storage.capture_plan import DEFAULT_STAGES, CapturePlan, plan_capture
+from interp.storage.capture_writing import SOURCE, write_capture
+from interp.storage.manifest import TOKENS, Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from hooks import HookedTransformer, HookedTransformerConfig
+    from hooks.attached import AttachedTransformer
+    from interp.captures import Capture
+
+
+def resume(
+    path: str | Path, model: "HookedTransformer | AttachedTransformer | None" = None, *, force: bool = False
+) -> "Capture":
+    """Go on with an interrupted capture; a finished one is opened.
+
+    Args:
+        path: the capture's directory.
+        model: the model it is of. None loads it from where it was loaded before, if that is a name, a Hub id, or a path
+            that the command was given.
+        force: go on although torch, the threads, the device or the processor changed, and last bits with them.
+
+    Raises:
+        CaptureError: there is no capture, or nothing says where its model came from.
+        CaptureMismatchError: the model is another one, or the environment changed.
+        CaptureDamagedError: a finished file is missing or changed.
+        CaptureBusyError: another process is writing it.
+        OutputError: it cannot be written.
+    """
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    if manifest.is_complete and model is None:
+        return read_capture(directory, manifest)
+    plan = plan_rest(directory, manifest, model or load_model(directory, manifest))
+    return write_capture(plan, directory, force=force)
+
+
+def plan_rest(directory: Path, manifest: Manifest, model: "HookedTransformer | AttachedTransformer") -> CapturePlan:
+    """The plan that a capture was begun with, from its own files."""
+    files = CaptureFiles(directory, manifest)
+    files.check()
+    stages = DEFAULT_STAGES if manifest.stages == DEFAULT_STAGES else manifest.stages
+    return plan_capture(model, files.tensor(TOKENS, "tokens"), stages=stages, layers=manifest.layers)
+
+
+def load_model(directory: Path, manifest: Manifest) -> "HookedTransformer":
+    """The model of a capture, from where it was loaded before, under the settings that it was captured with."""
+    from hooks import HookedTransformer
+
+    again = f"resume it in Python, with the same model: capture(model, tokens, path={str(directory)!r})"
+    try:
+        source = json.loads((directory / SOURCE).read_bytes())["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        source = None
+    if not isinstance(source, str):
+        raise CaptureError(f"nothing says where the model {manifest.model_id!r} was loaded from; {again}")
+    cfg = config_of(directory, manifest)
+    try:
+        model = HookedTransformer.from_pretrained(source, dtype=cfg.dtype, device=manifest.environment.get("device"))
+        return _under_settings(model, cfg)
+    except RopescopeError as error:
+        raise CaptureError(f"cannot load the model {source!r} again ({error}); {again}") from None
+
+
+def _under_settings(model: "HookedTransformer", cfg: "HookedTransformerConfig") -> "HookedTransformer":
+    """The model under the settings of a config, where they are not its own."""
+    own, wanted = model.cfg.to_dict(), cfg.to_dict()
+    aside = {"device", "dtype", "provenance", "model_name", "seed"}
+    changes = {name: getattr(cfg, name) for name in wanted if name not in aside and own[name] != wanted[name]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the capture began
+        return model.with_config(**changes) if changes else model
+
+
+def source_of(model: "HookedTransformer | AttachedTransformer") -> str | None:
+    """What would load this model again, as far as its name tells: a known name or a Hub id."""
+    from hooks.model_store import KNOWN_MODELS
+
+    name = str(model.cfg.model_name)
+    hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name if name in KNOWN_MODELS or hub_id else None
