@@ -49,6 +49,8 @@ __all__ = [
 
 def _distances(result: xr.Dataset, **options: Any) -> go.Figure:
     """Curves by distance; two panels where there are variants."""
+    if "distance" not in result.dims:
+        raise InputError('there is nothing by distance to draw: measure with "distances" among the groups')
     binned = binned_by_distance(result)
     return (
         attention_by_variant(binned, **options)

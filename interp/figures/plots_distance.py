@@ -46,12 +46,18 @@ def attention_by_distance(
     return finish(figure, title, height=400)
 
 
-def attention_by_variant(binned: xr.Dataset, *, title: str = "Attention by distance, as run and what if") -> go.Figure:
+def attention_by_variant(
+    binned: xr.Dataset,
+    *,
+    title: str = "Attention by distance, as run and what if",
+    y_range: tuple[float, float] | None = (1e-9, 1.0),
+) -> go.Figure:
     """The curves of `attention_by_distance`, one panel for each variant on the same axes: RoPE beside ALiBi, say.
 
     Args:
         binned: a `bin_distances` Dataset with a leading dimension ``variant``.
         title: heading of the figure.
+        y_range: smallest and largest attention to show; None shows all, which under ALiBi is dozens of decades.
     """
     variants = [str(name) for name in binned["variant"].values]
     figure = make_subplots(
@@ -63,7 +69,7 @@ def attention_by_variant(binned: xr.Dataset, *, title: str = "Attention by dista
         _add_curves(figure, part, row=1, col=column)
         distance_axis(figure, part, row=1, col=column)
     _colour_bar(figure, binned)
-    figure.update_yaxes(type="log", **DECADES)
+    figure.update_yaxes(type="log", **log_range(y_range), **DECADES)
     figure.update_yaxes(title="mean attention of a pair", row=1, col=1)
     finish(figure, title, height=420)
     return figure.update_layout(margin={"t": 76})

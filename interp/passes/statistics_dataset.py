@@ -62,6 +62,7 @@ def build_dataset(totals: Totals, measured: Measured, values: str | None) -> xr.
     for name in ds.coords:
         ds[name].attrs = dict(COORDINATES[str(name)])
     ds.attrs = {
+        "analysis": "attention_statistics",
         "description": "attention statistics of one pass over q and k",
         "queries": f"{measured.samples.n_rows} of {measured.see.n_queries} queries measured",
     }

@@ -4,14 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
+from hooks import AttentionSpec
 from hooks.errors import ImageExportError, InputError
 from interp import plots
 from interp.figures import theme
 from interp.figures.figure_data import binned_by_distance, thinned
 from interp.figures.plots_base import signed_log, token_text
 from interp.labels import result_of
+from interp.statistics import attention_statistics
 
 # layers, heads, tokens, window: one head, one layer, a sliding window, two tokens, SmolLM2's 270 heads.
 SHAPES = [(1, 1, 1, 0), (1, 5, 40, 0), (3, 1, 65, 7), (2, 2, 2, 1), (30, 9, 50, 16)]
@@ -281,3 +284,11 @@ def test_files_by_their_ending(tmp_path, monkeypatch):
     with pytest.raises(ImageExportError, match=r"ropescope\[images\]"):
         plots.save(figure, tmp_path / "f.png")
     assert not (tmp_path / "f.png").exists()
+
+
+def test_statistics_draw_themselves_and_say_what_they_lack():
+    q, k = torch.randn(40, 3, 8), torch.randn(40, 1, 8)
+    spec = AttentionSpec(scale=0.3)
+    assert len(plots.show(attention_statistics(q, k, spec)).data) == 3
+    with pytest.raises(InputError, match='"distances" among the groups'):
+        plots.show(attention_statistics(q, k, spec, groups="rows"))
