@@ -32,12 +32,7 @@ def _show_result(result: Any) -> None:
         raise NotImplementedError
     try:
         figure = plots.show(result)
-    except (
-        RopescopeError,
-        KeyError,
-        IndexError,
-        ValueError,
-    ):  # a part from which a variable that the figure needs was dropped
+    except (KeyError, IndexError, ValueError):  # a part from which a variable that the figure needs was dropped
         raise NotImplementedError from None
     _display(figure, result._repr_html_())
 
