@@ -1,0 +1,199 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4. Long sequences: what does attention look like at 32,768 tokens?
+#
+# Gemma 3 270M was trained on 32,768 tokens, and there attention is hardest to look at: the patterns do not fit
+# anywhere. This notebook takes the model to its full length on a CPU, measures every pair of tokens exactly, reads
+# single rows of attention matrices that never existed, and then edits attention inside the run:
+# **at this length, how much attention goes to the first token, and what is it good for?**
+
+# %%
+import resource
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+
+from hooks import HookedTransformer, recipes
+from interp import capture, open_capture, plots, positional_bias, standard_text
+from interp.figures import theme
+from interp.losses import loss_by_position
+
+pio.templates.default = "ropescope"
+
+N_TOKENS = 32_768
+
+# %%
+model = HookedTransformer.from_pretrained("gemma3-270m")
+cfg = model.cfg
+FULL = [layer for layer in range(cfg.n_layers) if cfg.layer_type(layer) == "full_attention"]
+print(f"layers with full attention: {FULL}; the other {cfg.n_layers - len(FULL)} see {cfg.window(0)} keys")
+
+# %% [markdown]
+# ## What storing patterns would cost
+#
+# A pattern has one number per head, query and key. Queries, keys and values have one *vector* per head and token, and
+# everything about attention follows from them. So keep those, and compute the rest when it is asked for.
+
+# %%
+lengths = [2**power for power in range(11, 18)]
+vector_floats = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head * cfg.n_layers
+costs = pd.DataFrame(
+    {
+        "patterns [GB]": [4e-9 * cfg.n_layers * cfg.n_heads * n**2 for n in lengths],
+        "q, k and v [GB]": [4e-9 * vector_floats * n for n in lengths],
+    },
+    index=pd.Index(lengths, name="tokens"),
+)
+costs.round(2)
+
+# %% [markdown]
+# ## One run, kept on disk
+#
+# `capture` runs the model once, layer by layer, and keeps q, k, v and the loss of every token: here in a directory, and
+# of the full layers and the sliding ones before them only. Without a path it would stay in memory. A run that is killed
+# goes on from its last finished layer when it is called again.
+#
+# The same run answers a question that no table of statistics foresees: how many keys does a query really notice, say
+# with more than 1 % of its attention each? `hook_pattern_rows` hands over the exact pattern **one block of rows at a
+# time**, all the keys of a few queries, so that any function of rows runs at any length.
+
+# %%
+WATCHED = FULL[1]
+noticed = []
+
+
+def count_noticed(pattern, hook):
+    """Count the keys above 1 % in each row of a block [batch head query key]; changes nothing."""
+    noticed.append((pattern[0] > 0.01).sum(-1))
+
+
+folder = tempfile.TemporaryDirectory()
+chosen = sorted({layer - back for layer in FULL for back in (0, 1)})
+with model.hooks(fwd_hooks=[(f"blocks.{WATCHED}.attn.hook_pattern_rows", count_noticed)]):
+    capture(model, standard_text(), Path(folder.name) / "gemma", n_tokens=N_TOKENS, stages=(), layers=chosen)
+
+cap = open_capture(Path(folder.name) / "gemma")
+print(f"{len(cap.tokens):,} tokens of {cap.provenance['text']['read']}")
+cap.holdings()
+
+# %% [markdown]
+# `open_capture` needs no model: this could be another day on another machine. Tensors are read from disk when they are
+# used.
+#
+# ## Every pair, measured
+#
+# One pass over q and k gives the statistics of every head: attention by distance, by key, per query, and more (the
+# command `ropescope stats` lists them). Each query-key pair counts; nothing is sampled and no matrix is held.
+
+# %%
+stats = cap.statistics()
+pairs = int(stats["count"].sum()) * cfg.n_heads
+print(f"{pairs:,} pairs measured in {stats.sizes['layer'] * stats.sizes['head']} heads")
+
+# %%
+bias = positional_bias(cap)
+plots.show(bias.sel(layer=FULL), title="Full layers: mean attention of a pair by its distance")
+
+# %%
+plots.show(bias.drop_sel(layer=FULL), title="Sliding layers end where their window does")
+
+# %% [markdown]
+# With distance some heads fall steeply, others hardly at all. Where a curve rises again at the far end, that is not
+# about far text: the pairs at the largest distances are those of the last queries with the *first* keys.
+#
+# ## The sink
+#
+# The first token is an **attention sink**: a head that has nothing to do puts its attention there, where it does no
+# harm. Here is how much of each query's attention it holds, along the text.
+
+# %%
+sink = stats["sink_mass"].sel(sink_size=1, layer=FULL).isel(query=slice(1, None))
+along = sink.coarsen(query=max(1, N_TOKENS // 64), boundary="trim").mean()
+figure = go.Figure()
+for layer, colour in zip(FULL, theme.SERIES, strict=False):
+    for head in along["head"].values:
+        line = {"color": colour, "width": 1}
+        held = along.sel(layer=layer, head=head)
+        figure.add_scatter(x=along["query"], y=held, mode="lines", line=line, opacity=0.35, showlegend=False)
+    mean = along.sel(layer=layer).mean("head")
+    figure.add_scatter(
+        x=along["query"], y=mean, mode="lines", line={"color": colour, "width": 3}, name=f"layer {layer}"
+    )
+figure.update_xaxes(title="position of the query [tokens]", tickformat=",")
+figure.update_yaxes(title="attention to the first token", tickformat=".0%", range=[0, 1.02])
+title = "How much of a query's attention the first token holds: each head, and their mean"
+figure.update_layout(title=title, height=420, margin_t=80)
+
+# %% [markdown]
+# ## One row of a matrix that never was
+#
+# `top_keys` computes one row of one head, exactly, and names its largest entries. This is the last token of the text,
+# in the head that looks back farthest of those that leave most of their attention to other tokens than the first.
+
+# %%
+looking = stats["mean_distance"].sel(layer=FULL).mean("query").where(sink.mean("query") < 0.5)
+at = looking.fillna(-1).argmax(["layer", "head"])
+layer, head = FULL[int(at["layer"])], int(at["head"])
+row = cap.top_keys(layer, head, query=N_TOKENS - 1, k=8)
+print(f"layer {layer}, head {head}: token {row.attrs['query_token']!r} at {row.attrs['query']:,} looks at")
+table = row.to_dataframe()[["token", "key", "distance", "attention"]]
+table.assign(token=table["token"].map(repr)).round(3)
+
+# %% [markdown]
+# ## Taking the sink away
+#
+# What happens if the full layers cannot see the first token? The recipe `remove_sink` hides it from the scores, block
+# by block, so that softmax shares its attention out to the other keys. Everything downstream runs on, and the loss says
+# what it was worth. (Hidden in *every* layer, it would be the same as deleting the token.)
+
+# %%
+without = [(f"blocks.{layer}.attn.hook_attn_scores_rows", recipes.remove_sink()) for layer in FULL]
+with model.hooks(fwd_hooks=without):
+    edited = capture(model, cap.tokens, layers=FULL[-1:], stages=())
+
+before, after = loss_by_position(cap), loss_by_position(edited)
+plots.loss_by_position({"as it is": before, "first token hidden": after}, title="Loss along the text")
+
+# %% [markdown]
+# ## The answer
+
+# %%
+heads = sink.mean("query")
+change = float(edited.loss.mean() - cap.loss.mean())
+half = N_TOKENS // 2
+late = float(edited.loss[half:].mean() - cap.loss[half:].mean())
+keys = pd.Series(pd.concat([pd.Series(block.flatten()) for block in noticed]))
+print(f"{N_TOKENS:,} tokens, {pairs:,} pairs measured exactly.")
+print(f"The first token holds {float(heads.mean()):.0%} of the full layers' attention;")
+print(f"  by head from {float(heads.min()):.0%} to {float(heads.max()):.0%}.")
+print(f"In layer {WATCHED} half of the queries notice at most {int(keys.median())} of up to {N_TOKENS:,} keys.")
+print(f"Hiding the first token in the full layers changes the loss by {change:+.3f} nats per token")
+print(f"  ({late:+.3f} in the second half of the text).")
+patterns = 4e-9 * cfg.n_layers * cfg.n_heads * N_TOKENS**2
+print(f"Stored patterns would have taken {patterns:,.1f} GB; the capture took {cap.n_bytes / 1e9:.2f} GB on disk,")
+# ru_maxrss counts kibibytes on Linux; pages of the capture on disk count while they are read.
+print(f"and this notebook at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.0f} GB of memory.")
+
+# %%
+folder.cleanup()
+
+# %% [markdown]
+# So length is no reason to look at less: the same calls as on a short text, in memory that grows with n and not with
+# n². Other recipes limit the distance, keep the top k keys, boost or knock out positions (`hooks.recipes`).
+#
+# Next: [stretching a context beyond what the model was trained on](05_stretching_the_context.ipynb).
