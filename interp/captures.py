@@ -11,12 +11,13 @@ from torch import Tensor
 
 from hooks.errors import MaterializationError, StageError
 from interp.constants import LayerConstants, layer_constants
+from interp.labels import number_ranges
 from interp.layers import stack_layers
 from interp.passes.statistics_schema import GROUPS
 from interp.progress import track
 from interp.selection import Choice, layer_numbers, part_of
 from interp.stages import stage_name, steps_before
-from interp.storage.capture_plan import DEFAULT_STAGES, CapturePlan, plan_capture, ranges
+from interp.storage.capture_plan import DEFAULT_STAGES, CapturePlan, plan_capture
 from interp.storage.capture_run import run_blocks
 from interp.storage.held_layers import HeldLayer, LayerCapture
 
@@ -159,7 +160,7 @@ class Capture:
         """
         chosen = layer_numbers(layers)
         if not chosen:
-            raise StageError(f"no layer was asked for: this capture holds {ranges(self.layers)}")
+            raise StageError(f"no layer was asked for: this capture holds {number_ranges(self.layers)}")
         return replace(self, _layers={n: self._layer(n) for n in sorted(chosen)})
 
     def statistics(
@@ -177,7 +178,7 @@ class Capture:
         """
         chosen = self.layers if layers is None else layer_numbers(layers)
         if not chosen:
-            raise StageError(f"no layer was asked for: this capture holds {ranges(self.layers)}")
+            raise StageError(f"no layer was asked for: this capture holds {number_ranges(self.layers)}")
         groups = (groups,) if isinstance(groups, str) else tuple(sorted(set(groups)))
         found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
         return stack_layers(found)
@@ -251,7 +252,7 @@ class Capture:
     def _layer(self, layer: int) -> HeldLayer:
         """The layer's tensors, or a StageError that says which layers there are."""
         if layer not in self._layers:
-            raise StageError(f"layer {layer!r} is not in this capture; it holds {ranges(self.layers)}")
+            raise StageError(f"layer {layer!r} is not in this capture; it holds {number_ranges(self.layers)}")
         return self._layers[layer]
 
     def _steps_done(self, layer: int, stage: str) -> int:

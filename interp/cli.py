@@ -10,7 +10,7 @@ import typer
 
 from hooks.errors import InputError, RopescopeError
 from interp.commands import cli_captures, cli_compare, cli_support, cli_tables
-from interp.commands.cli_support import InterruptedRunError, fail
+from interp.commands.cli_support import MODELS, Device, Dtype, InterruptedRunError, TextFile, fail
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -37,12 +37,10 @@ def report(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help=f"gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file; by default {_MODEL}.",
+            help=f"{MODELS}; by default {_MODEL}.",
         ),
     ] = None,
-    text: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A UTF-8 text file; by default the standard text.")
-    ] = None,
+    text: TextFile = None,
     tokens: Annotated[
         int | None, typer.Option(metavar="N", help=f"How many tokens of it to read; by default {_TOKENS}.")
     ] = None,
@@ -56,12 +54,8 @@ def report(
     csv: Annotated[
         str | None, typer.Option(metavar="DIR", help="Also write the report's numbers as CSV tables.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default the model's own.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; by default the model's own.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     capture: Annotated[
         str | None, typer.Option(metavar="DIR", help="Report on this capture instead of running a model.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.commands import cli_support
-from interp.commands.cli_support import InterruptedRunError
+from interp.commands.cli_support import MODELS, Device, Dtype, InterruptedRunError, TextFile
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -24,12 +24,8 @@ _Force = Annotated[
 
 
 def capture(
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file.")
-    ] = "gemma3-270m",
-    text: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A UTF-8 text file; by default the standard text.")
-    ] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help=f"{MODELS}.")] = "gemma3-270m",
+    text: TextFile = None,
     tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens of it to read.")] = 4096,
     stages: Annotated[
         str | None,
@@ -39,12 +35,8 @@ def capture(
         str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")
     ] = None,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where to write the capture.")] = "ropescope.capture",
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default the model's own.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; by default the model's own.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     force: _Force = False,
 ) -> None:
     """Run a model on a text and keep q, k and v of each layer in a directory.

@@ -1,11 +1,22 @@
 """What the commands share: reading options, a spinner, and one-line messages. Imports nothing heavy."""
 
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
+
+import typer
 
 from hooks.errors import InputError
 
 DTYPES = ("float32", "bfloat16", "float16")
+MODELS = "gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file"
+
+TextFile = Annotated[str | None, typer.Option(metavar="FILE", help="A UTF-8 text file; by default the standard text.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps; by default the model's own.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; by default the model's own.")
+]
 
 
 class InterruptedRunError(Exception):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hooks.errors import InputError
+from interp.commands.cli_support import MODELS
 
 if TYPE_CHECKING:
     from hooks.names import HookInfo
@@ -18,9 +19,7 @@ _WIDE = 220
 
 
 def hooks(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file.")
-    ] = "gemma3-270m",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODELS}.")] = "gemma3-270m",
     layer: Annotated[
         int | None, typer.Option(metavar="N", help="Only this layer; by default layers alike are one row.")
     ] = None,

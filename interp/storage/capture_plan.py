@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hooks.errors import InputError, StageError, TextError
+from interp.labels import number_ranges
 from interp.provenance import describe
 from interp.stages import STAGES, stage_name, steps_before
 from interp.texts import Text, as_text, tokenise
@@ -85,22 +86,11 @@ def plan_capture(
     str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
         "tokens": f"{tokens.shape[1]:,}",
-        "layers": ranges(chosen),
+        "layers": number_ranges(chosen),
         "stages": ", ".join(dict.fromkeys((*stages, "final"))),
     }
     provenance = describe(model, text, what, tokens[0], str_tokens, settings)
     return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers as text, runs shortened: 0-3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(f"{a}-{b}" if b > a else f"{a}" for a, b in runs)
 
 
 def _tokens_of(
