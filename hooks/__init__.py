@@ -18,12 +18,13 @@ if TYPE_CHECKING:
         RopescopeError,
         WeightError,
     )
-    from hooks.model import HookedTransformer
+    from hooks.model import ContextLengthWarning, HookedTransformer
 
 _HOME = {
     "AttachError": "hooks.errors",
     "AttentionSpec": "hooks.attend",
     "ConfigError": "hooks.errors",
+    "ContextLengthWarning": "hooks.model",
     "HookNameError": "hooks.errors",
     "HookedTransformer": "hooks.model",
     "HookedTransformerConfig": "hooks.config",
@@ -39,6 +40,7 @@ __all__ = [
     "AttachError",
     "AttentionSpec",
     "ConfigError",
+    "ContextLengthWarning",
     "HookNameError",
     "HookedTransformer",
     "HookedTransformerConfig",

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from interp.frequencies import frequency_bias
     from interp.heads import head_summary, head_table, typical_heads
     from interp.layer_bounds import bound_by_distance
+    from interp.losses import loss_by_position
     from interp.needles import plant_needle
     from interp.patterns import attention_map, attention_pattern
-    from interp.positional import positional_bias
+    from interp.positional import positional_bias, typical_distance
     from interp.precision import precision_cost
     from interp.ranges import score_bound, score_quantile
     from interp.received import received_by_position
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from interp.repeated_text import repeated_tokens
     from interp.reports import report
     from interp.score_table import score_ranges
-    from interp.sinks import sink_rate
+    from interp.sinks import first_token_mass, sink_rate
     from interp.statistics import attention_statistics
     from interp.storage.capture_files import open_capture
     from interp.storage.capture_resume import resume
@@ -39,9 +40,11 @@ _HOME = {
     "bound_by_distance": "interp.layer_bounds",
     "capture": "interp.captures",
     "compare": "interp.comparison",
+    "first_token_mass": "interp.sinks",
     "frequency_bias": "interp.frequencies",
     "head_summary": "interp.heads",
     "head_table": "interp.heads",
+    "loss_by_position": "interp.losses",
     "open_capture": "interp.storage.capture_files",
     "plant_needle": "interp.needles",
     "plots": "interp.plots",
@@ -58,6 +61,7 @@ _HOME = {
     "score_ranges": "interp.score_table",
     "sink_rate": "interp.sinks",
     "standard_text": "interp.texts",
+    "typical_distance": "interp.positional",
     "typical_heads": "interp.heads",
     "what_if_rope": "interp.what_if",
 }
@@ -70,9 +74,11 @@ __all__ = [
     "bound_by_distance",
     "capture",
     "compare",
+    "first_token_mass",
     "frequency_bias",
     "head_summary",
     "head_table",
+    "loss_by_position",
     "open_capture",
     "plant_needle",
     "plots",
@@ -89,6 +95,7 @@ __all__ = [
     "score_ranges",
     "sink_rate",
     "standard_text",
+    "typical_distance",
     "typical_heads",
     "what_if_rope",
 ]

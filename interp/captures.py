@@ -44,7 +44,7 @@ class Capture:
         str_tokens: the same tokens as strings.
         positions: position of each token, [pos].
         loss: −ln p of each next token in nats, [pos-1]; entry i is the loss of token i + 1. Empty, as tokens may be,
-            in a capture made from a cache, and in one that is not complete.
+            in a capture made from a cache, and in one that is not complete or was made with ``loss=False``.
         layers: the captured layers.
         provenance: model, text, settings, cited constants and versions, as nested dictionaries of plain values.
         path: the directory of a capture on disk, else None.
@@ -273,6 +273,7 @@ def capture(
     n_tokens: int | None = None,
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
+    loss: bool = True,
     force: bool = False,
 ) -> Capture:
     """Run the model once, layer by layer, and keep q, k, v and the loss of each token.
@@ -290,6 +291,8 @@ def capture(
         stages: tensors to keep besides the final q and k, such as ``pre_norm`` or ``post_rope``. By default those
             before the norm and before the rotation, where the model has these steps.
         layers: which layers to keep; None keeps all.
+        loss: whether to compute the loss. Without it the pass ends after the last layer to keep, so that an early layer
+            of a very long text costs little; a report needs the loss.
         force: go on with an interrupted capture although torch, the threads, the device or the processor changed, and
             last bits with them.
 
@@ -306,7 +309,7 @@ def capture(
         >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
-    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers)
+    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss)
     if path is None:
         return _capture_in_memory(plan)
     from interp.storage.capture_resume import source_of
@@ -319,14 +322,14 @@ def _capture_in_memory(plan: CapturePlan) -> Capture:
     """Run a plan and keep everything in memory."""
     _check_fits(plan)
     kept = _InMemory(plan)
-    loss = run_blocks(plan, kept)
+    losses = run_blocks(plan, kept)
     return Capture(
         cfg=plan.model.cfg,
         model_id=str(plan.model.cfg.model_name),
         tokens=plan.tokens[0].cpu(),
         str_tokens=plan.str_tokens,
         positions=torch.arange(plan.n_tokens),
-        loss=loss,
+        loss=losses,
         provenance=plan.provenance,
         _layers=kept.layers,
     )

@@ -22,10 +22,13 @@ def loss_by_position(cap: "Capture", bins: int = 32) -> xr.Dataset:
         last_position of the predicted tokens; loss [nats] and running_mean [nats] over position.
 
     Raises:
-        StageError: the capture was made from a cache, which holds no loss.
+        StageError: the capture holds no loss.
     """
     if not len(cap.loss):
-        raise StageError("this capture was made from a cache and holds no loss; capture(model, text) does")
+        raise StageError(
+            "this capture holds no loss: it is not complete, or was made from a cache or with loss=False; "
+            "capture(model, text) holds it"
+        )
     return binned_loss(cap.loss, cap.positions, bins)
 
 

@@ -24,9 +24,16 @@ import pandas as pd
 import plotly.io as pio
 
 from hooks import HookedTransformer, RopeConfig
-from interp import capture, frequency_bias, plots, positional_bias, standard_text, what_if_rope
-from interp.positional import typical_distance
-from interp.sinks import first_token_mass
+from interp import (
+    capture,
+    first_token_mass,
+    frequency_bias,
+    plots,
+    positional_bias,
+    standard_text,
+    typical_distance,
+    what_if_rope,
+)
 
 pio.templates.default = "ropescope"
 

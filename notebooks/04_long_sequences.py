@@ -29,9 +29,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from hooks import HookedTransformer, recipes
-from interp import capture, open_capture, plots, positional_bias, standard_text
+from interp import capture, loss_by_position, open_capture, plots, positional_bias, standard_text
 from interp.figures import theme
-from interp.losses import loss_by_position
 
 pio.templates.default = "ropescope"
 

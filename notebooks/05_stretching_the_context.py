@@ -28,11 +28,9 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import torch
 
-from hooks import HookedTransformer, RopeConfig
-from hooks.model import ContextLengthWarning
-from interp import attention_statistics, capture, plots, standard_text
+from hooks import ContextLengthWarning, HookedTransformer, RopeConfig
+from interp import attention_statistics, capture, loss_by_position, plots, standard_text
 from interp.figures import theme
-from interp.losses import loss_by_position
 
 pio.templates.default = "ropescope"
 # The model would warn that positions are beyond its training, which is the point here.

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,6 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     """
     # No folders to search: only the kernel of this very interpreter is left.
     own_kernel = KernelSpecManager(kernel_dirs=[])
-    kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=own_kernel, transport="ipc")
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "PLOTLY_RENDERER": "plotly_mimetype",
@@ -84,8 +84,12 @@ def execute(notebook: NotebookNode) -> NotebookNode:
         # tqdm misses a widget that no notebook here uses.
         "PYTHONWARNINGS": "ignore:IProgress not found",
     }
-    client = NotebookClient(notebook, km=kernel, timeout=_TIMEOUT_SECONDS, record_timing=False)
-    client.execute(cwd=str(HERE.parent), env=environment, cleanup_kc=True)
+    with tempfile.TemporaryDirectory() as sockets:  # a kernel that is killed leaves them
+        kernel = AsyncKernelManager(
+            kernel_name="python3", kernel_spec_manager=own_kernel, transport="ipc", ip=str(Path(sockets) / "kernel")
+        )
+        client = NotebookClient(notebook, km=kernel, timeout=_TIMEOUT_SECONDS, record_timing=False)
+        client.execute(cwd=str(HERE.parent), env=environment, cleanup_kc=True)
     return notebook
 
 

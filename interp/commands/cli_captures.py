@@ -34,6 +34,9 @@ def capture(
     layers: Annotated[
         str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")
     ] = None,
+    loss: Annotated[
+        bool, typer.Option("--loss/--no-loss", help="Compute the loss; without it the last layer kept ends the run.")
+    ] = True,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where to write the capture.")] = "ropescope.capture",
     device: Device = None,
     dtype: Dtype = None,
@@ -55,7 +58,7 @@ def capture(
     with cli_support.status(f"loading {model}"):
         loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
     wanted = DEFAULT_STAGES if stages is None else tuple(stage.strip() for stage in stages.split(","))
-    plan = plan_capture(loaded, source, tokens, wanted, chosen)
+    plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
     cli_support.note_short_text(plan.n_tokens, tokens)
     place = Path(model).expanduser()
     _write(plan, out, source=str(place.resolve()) if place.exists() else model, force=force)
@@ -110,12 +113,19 @@ def _write(plan: "CapturePlan", out: str, *, source: str | None, force: bool) ->
     typer.echo(f"wrote {out} ({cap.n_bytes / 1e6:,.1f} MB of q, k and v) in {time.monotonic() - started:.0f} s")
 
 
+def _loss_line(cap: "Capture") -> str:
+    """The mean loss, or why there is none."""
+    if len(cap.loss):
+        return f"{float(cap.loss.double().mean()):.4f} nats per token"
+    return "left out" if cap.is_complete else "not there yet"
+
+
 def _described(cap: "Capture") -> str:
     """What a capture holds, in lines."""
     rows: list[tuple[str, Any]] = [
         ("model", cap.model_id),
         ("text", f"{len(cap.positions):,} tokens, {cap.provenance['text']['read']}"),
-        ("loss", f"{float(cap.loss.double().mean()):.4f} nats per token" if len(cap.loss) else "not there yet"),
+        ("loss", _loss_line(cap)),
         ("q, k and v", f"{cap.n_bytes:,} bytes"),
         ("complete", "yes" if cap.is_complete else f"no: go on with `ropescope resume {cap.path}`"),
     ]

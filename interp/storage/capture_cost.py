@@ -33,7 +33,7 @@ class Pace:
     """
 
     def __init__(self, plan: "CapturePlan", say: Callable[[str], None]):
-        self._cfg, self._n, self._say = plan.model.cfg, plan.n_tokens, say
+        self._plan, self._say = plan, say
         self._before = time.monotonic()
         self._said = False
 
@@ -47,9 +47,11 @@ class Pace:
             return
         self._said = True
         took = time.monotonic() - self._before
-        later = sum(block_operations(self._cfg, i, self._n) for i in range(layer + 1, self._cfg.n_layers))
-        later += 2 * self._n * self._cfg.d_model * self._cfg.d_vocab
-        seconds = took * later / block_operations(self._cfg, layer, self._n)
+        cfg, n = self._plan.model.cfg, self._plan.n_tokens
+        later = sum(block_operations(cfg, i, n) for i in range(layer + 1, self._plan.n_blocks))
+        if self._plan.loss:
+            later += 2 * n * cfg.d_model * cfg.d_vocab
+        seconds = took * later / block_operations(cfg, layer, n)
         self._say(f"layer {layer} took {took:.1f} s; the rest takes about {_duration(seconds)}")
 
 

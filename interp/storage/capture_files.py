@@ -55,8 +55,8 @@ def open_capture(path: str | Path) -> "Capture":
     manifest = read_manifest(directory)
     if not manifest.is_complete:
         warnings.warn(
-            f"the capture in {str(path)!r} is unfinished: {manifest.blocks_run} of {manifest.config['n_layers']} "
-            f"layers have run, and there is no loss yet; go on with: ropescope resume {path}",
+            f"the capture in {str(path)!r} is unfinished: {manifest.blocks_run} of {manifest.n_blocks} layers have run"
+            f"{', and there is no loss yet' if manifest.loss else ''}; go on with: ropescope resume {path}",
             CaptureWarning,
             stacklevel=2,
         )

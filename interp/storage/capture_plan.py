@@ -33,6 +33,7 @@ class CapturePlan:
         stages: the stages asked for.
         steps: clip, norm and rope in the order of each layer to keep.
         provenance: as `Capture.provenance`.
+        loss: whether to compute the loss, for which every block must run.
     """
 
     model: "HookedTransformer | AttachedTransformer"
@@ -41,6 +42,12 @@ class CapturePlan:
     stages: tuple[str, ...]
     steps: dict[int, tuple[str, ...]]
     provenance: dict[str, dict[str, str]]
+    loss: bool = True
+
+    @property
+    def n_blocks(self) -> int:
+        """How many of the model's blocks run: all, or without the loss those up to the last layer to keep."""
+        return self.model.cfg.n_layers if self.loss else max(self.steps) + 1
 
     @property
     def n_tokens(self) -> int:
@@ -76,6 +83,7 @@ def plan_capture(
     n_tokens: int | None = None,
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
+    loss: bool = True,
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
     chosen = _chosen_layers(model.cfg, layers)
@@ -89,8 +97,10 @@ def plan_capture(
         "layers": number_ranges(chosen),
         "stages": ", ".join(dict.fromkeys((*stages, "final"))),
     }
+    if not loss:
+        settings["loss"] = "left out"
     provenance = describe(model, text, what, tokens[0], str_tokens, settings)
-    return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance)
+    return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance, loss)
 
 
 def _tokens_of(

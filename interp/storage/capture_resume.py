@@ -48,7 +48,8 @@ def plan_rest(directory: Path, manifest: Manifest, model: "HookedTransformer | A
     files = CaptureFiles(directory, manifest)
     files.check()
     stages = DEFAULT_STAGES if manifest.stages == DEFAULT_STAGES else manifest.stages
-    return plan_capture(model, files.tensor(TOKENS, "tokens"), stages=stages, layers=manifest.layers)
+    tokens = files.tensor(TOKENS, "tokens")
+    return plan_capture(model, tokens, stages=stages, layers=manifest.layers, loss=manifest.loss)
 
 
 def load_model(directory: Path, manifest: Manifest) -> "HookedTransformer":

@@ -26,6 +26,8 @@ def run_blocks(
 ) -> Float[Tensor, " predicted"]:
     """Run the model's blocks from `start` on, hand each to the sink, and return the loss of each predicted token.
 
+    A plan without loss stops after its last layer, and returns nothing.
+
     Args:
         plan: what to run and keep.
         sink: takes one block at a time; nothing of it is held here afterwards.
@@ -35,8 +37,10 @@ def run_blocks(
     model = plan.model
     stream = model.embed_tokens(plan.tokens) if resid is None else resid
     context = model.context(plan.tokens)
-    for layer in track(range(start, model.cfg.n_layers), "running the model"):
+    for layer in track(range(start, plan.n_blocks), "running the model"):
         stream = _block(plan, layer, stream, context, sink)
+    if not plan.loss:
+        return torch.empty(0)
     return model.residual_loss(stream, plan.tokens)[0].float().cpu()
 
 

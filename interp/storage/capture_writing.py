@@ -210,6 +210,7 @@ def _manifest_of(plan: CapturePlan) -> Manifest:
         environment=environment(plan.model),
         provenance=plan.provenance,
         layers={n: LayerRecord(steps, plan.stage_names(n), {}, 1.0) for n, steps in plan.steps.items()},
+        loss=plan.loss,
     )
 
 
@@ -234,6 +235,8 @@ def _check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
         different.append(f"layers {', '.join(map(str, held))} there, {', '.join(map(str, asked))} here")
     elif held != asked:
         different.append(f"stages {', '.join(found.stages)} there, {', '.join(wanted.stages)} here")
+    if found.loss != wanted.loss:
+        different.append("with its loss there, without here" if found.loss else "without its loss there, with it here")
     if different:
         raise CaptureMismatchError(
             f"the capture in {str(directory)!r} is another one: {'; '.join(different)}; "

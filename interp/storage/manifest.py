@@ -58,6 +58,7 @@ class Manifest:
         blocks_run: how many of the model's blocks have run.
         forced: environments that the capture went on in by force, each with the block it began at.
         files: every finished file.
+        loss: whether the loss is part of it.
     """
 
     model_id: str
@@ -72,11 +73,17 @@ class Manifest:
     blocks_run: int = 0
     forced: tuple[dict[str, Any], ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
+    loss: bool = True
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything was captured, the loss last."""
+        """Whether everything was captured; the file of the loss is the last one, empty where it was left out."""
         return LOSS in self.files
+
+    @property
+    def n_blocks(self) -> int:
+        """How many of the model's blocks run: all, or without the loss those up to the last layer to capture."""
+        return self.config["n_layers"] if self.loss else max(self.layers) + 1
 
     @property
     def finished_layers(self) -> tuple[int, ...]:
@@ -180,12 +187,13 @@ def _from_json(body: dict[str, Any]) -> Manifest:
         blocks_run=_whole(body["blocks_run"], 0, n_layers),
         forced=tuple(body["forced"]),
         files={_file_name(name): _record(record) for name, record in body["files"].items()},
+        loss=_flag(body.get("loss", True)),  # captures that were written before it could be left out have one
     )
     needed = {TOKENS, TOKEN_STRINGS, CONSTANTS, *map(layer_file, manifest.finished_layers)}
     needed |= set() if manifest.is_complete else {resume_file(manifest.blocks_run)} if manifest.blocks_run else set()
     if missing := sorted(needed - set(manifest.files)):
         raise ValueError(f"it does not name {', '.join(missing)}")
-    if manifest.is_complete and manifest.blocks_run < n_layers:
+    if manifest.is_complete and manifest.blocks_run < manifest.n_blocks:
         raise ValueError("it has a loss and unfinished layers")
     return manifest
 
@@ -221,6 +229,13 @@ def _whole(value: object, low: int, high: int) -> int:
     """A whole number in a range."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{value!r} is no whole number from {low} to {high}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
     return value
 
 

@@ -145,6 +145,19 @@ def test_analyses_give_the_same_bits_without_the_model(cap, model, tokens):
     stored.report(cap.path.parent / "r.html")
 
 
+def test_without_loss_it_is_complete_after_its_last_layer(model, tokens, tmp_path):
+    written = capture(model, tokens, tmp_path / "cap", layers=0, loss=False)
+    assert_same(written, capture(model, tokens, layers=0, loss=False))
+    assert_same(resume(tmp_path / "cap", model), written)
+    assert manifest.read_manifest(tmp_path / "cap").blocks_run == 1
+    with pytest.raises(CaptureMismatchError, match="without its loss there, with it here"):
+        capture(model, tokens, tmp_path / "cap", layers=0)
+
+
+def test_a_capture_of_before_the_loss_could_be_left_out_has_one(cap, model, tokens):
+    assert_same(open_capture(rewritten(cap, lambda body: body.pop("loss"))), capture(model, tokens))
+
+
 def test_the_directory_says_nothing_of_time_and_place(cap, model, tokens, tmp_path):
     again = capture(model, tokens, tmp_path / "again")
     for name in os.listdir(cap.path):
@@ -319,6 +332,7 @@ def rewritten(cap, change):
         lambda body: body.update(files=[]),
         lambda body: body.update(provenance="x"),
         lambda body: body.update(format=0),
+        lambda body: body.update(loss="yes"),
         lambda body: body.pop("tokens"),
     ],
 )

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from hooks import HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig
 from hooks.errors import InputError, StageError, TextError
 from interp.captures import capture
+from interp.losses import loss_by_position
 from interp.texts import standard_text
 
 N_LAYERS, N_HEADS, N_KV, D_HEAD, D_VOCAB = 4, 4, 2, 32, 97
@@ -160,6 +161,20 @@ def test_chosen_layers_only(model):
 def test_what_cannot_be_read_raises(model, tokens, error):
     with pytest.raises(error):
         capture(model, tokens)
+
+
+def test_without_loss_nothing_runs_after_the_last_layer(model, cap):
+    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_pre", _never)]):
+        early = capture(model, random_tokens(71), layers=[1, 0], loss=False)
+    assert early.layers == (0, 1)
+    assert torch.equal(early.q(1), cap.q(1))
+    assert not len(early.loss)
+    with pytest.raises(StageError, match="loss=False"):
+        loss_by_position(early)
+
+
+def _never(tensor, hook):
+    raise AssertionError(f"{hook.name} ran")
 
 
 def test_one_stage_and_one_layer_need_no_list(model):

@@ -154,6 +154,15 @@ def test_capture_info_and_report(run, tiny, tmp_path):
     assert "L0 H1" not in page
 
 
+def test_a_capture_without_loss_says_so(run, tiny):
+    assert run("capture", "--tokens", 20, "--layers", "1", "--no-loss", "--out", "c")[0] == 0
+    status, out, _ = run("info", "c")
+    assert status == 0
+    assert "loss        left out" in out
+    assert "complete    yes" in out
+    assert "holds no loss" in one_line_error(*run("report", "--capture", "c"))
+
+
 @pytest.mark.filterwarnings("always::hooks.errors.CaptureWarning")
 def test_an_interrupted_capture_says_how_to_go_on(run, tiny, monkeypatch):
     def interrupt(*_):
