@@ -59,6 +59,10 @@ def load_pretrained(
         model = _from_name(source, **options)
     else:
         model = _from_place(source, **options)
+    if not isinstance(source, nn.Module):
+        place = Path(source).expanduser()
+        known = isinstance(source, str) and source in KNOWN_MODELS
+        model.loaded_from = str(place.resolve()) if place.exists() and not known else str(source)
     changes = {name: value for name, value in (("rope", rope), ("qk_norm", qk_norm)) if value is not None}
     return model.with_config(**changes) if changes else model
 

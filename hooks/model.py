@@ -56,6 +56,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
         self.tokenizer = tokenizer
+        self.loaded_from: str | None = None  # the name, Hub id or absolute path that `from_pretrained` was given
         # Matrices start without values: torch would draw them from the global generator.
         device = "meta"
         self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model, device=device, dtype=cfg.dtype)
@@ -161,6 +162,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         own = {name: value for name, value in own.items() if not _rescheduled(name, self.rotary, other.rotary)}
         wanted = dict(other.named_parameters(remove_duplicate=False))
         other.adopt_parameters({name: own[name] for name in wanted if name in own})
+        other.loaded_from = self.loaded_from
         other.train(self.training)
         return other.to(self.device)
 

@@ -312,10 +312,9 @@ def capture(
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss)
     if path is None:
         return _capture_in_memory(plan)
-    from interp.storage.capture_resume import source_of
     from interp.storage.capture_writing import write_capture
 
-    return write_capture(plan, path, source=source_of(model), force=force)
+    return write_capture(plan, path, force=force)
 
 
 def _capture_in_memory(plan: CapturePlan) -> Capture:

@@ -60,8 +60,7 @@ def capture(
     wanted = DEFAULT_STAGES if stages is None else tuple(stage.strip() for stage in stages.split(","))
     plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
     cli_support.note_short_text(plan.n_tokens, tokens)
-    place = Path(model).expanduser()
-    _write(plan, out, source=str(place.resolve()) if place.exists() else model, force=force)
+    _write(plan, out, force=force)
 
 
 def resume(directory: _Directory, force: _Force = False) -> None:
@@ -76,7 +75,7 @@ def resume(directory: _Directory, force: _Force = False) -> None:
         from interp.storage.capture_resume import load_model, plan_rest
 
         plan = plan_rest(Path(directory), manifest, load_model(Path(directory), manifest))
-    _write(plan, directory, source=None, force=force)
+    _write(plan, directory, force=force)
 
 
 def info(
@@ -99,7 +98,7 @@ def info(
         typer.echo(f"verified: {len(manifest.files)} files are what they were when they were written")
 
 
-def _write(plan: "CapturePlan", out: str, *, source: str | None, force: bool) -> None:
+def _write(plan: "CapturePlan", out: str, *, force: bool) -> None:
     """Say what it will cost, capture, and say what was written."""
     from interp.storage.capture_cost import Pace, size_estimate
     from interp.storage.capture_writing import write_capture
@@ -107,7 +106,7 @@ def _write(plan: "CapturePlan", out: str, *, source: str | None, force: bool) ->
     started = time.monotonic()
     typer.echo(size_estimate(plan, Path(out)))
     try:
-        cap = write_capture(plan, out, source=source, force=force, watch=Pace(plan, typer.echo))
+        cap = write_capture(plan, out, force=force, watch=Pace(plan, typer.echo))
     except KeyboardInterrupt:
         raise InterruptedRunError(f"interrupted; go on with: ropescope resume {out}") from None
     typer.echo(f"wrote {out} ({cap.n_bytes / 1e6:,.1f} MB of q, k and v) in {time.monotonic() - started:.0f} s")

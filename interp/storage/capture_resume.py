@@ -24,8 +24,7 @@ def resume(
 
     Args:
         path: the capture's directory.
-        model: the model it is of. None loads it from where it was loaded before, if that is a name, a Hub id, or a path
-            that the command was given.
+        model: the model it is of. None loads it from where `HookedTransformer.from_pretrained` loaded it before.
         force: go on although torch, the threads, the device or the processor changed, and last bits with them.
 
     Raises:
@@ -79,12 +78,3 @@ def _under_settings(model: "HookedTransformer", cfg: "HookedTransformerConfig") 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the capture began
         return model.with_config(**changes) if changes else model
-
-
-def source_of(model: "HookedTransformer | AttachedTransformer") -> str | None:
-    """What would load this model again, as far as its name tells: a known name or a Hub id."""
-    from hooks.model_store import KNOWN_MODELS
-
-    name = str(model.cfg.model_name)
-    hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-    return name if name in KNOWN_MODELS or hub_id else None

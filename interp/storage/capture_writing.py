@@ -50,7 +50,6 @@ def write_capture(
     plan: CapturePlan,
     path: str | Path,
     *,
-    source: str | None = None,
     force: bool = False,
     watch: Watch | None = None,
 ) -> "Capture":
@@ -59,7 +58,6 @@ def write_capture(
     Args:
         plan: what to capture.
         path: the directory; made if it is not there, opened if it holds this capture already.
-        source: what `HookedTransformer.from_pretrained` loads the model from, so that the command can resume.
         force: go on although torch, the threads, the device or the processor changed, and last bits with them.
         watch: is told when the blocks begin and when each is finished.
 
@@ -83,7 +81,7 @@ def write_capture(
             directory.mkdir(exist_ok=True)
             sync_directory(directory.absolute().parent)
         with locked(directory):
-            writer = CaptureWriter(directory, plan, wanted, source, force=force, watch=watch)
+            writer = CaptureWriter(directory, plan, wanted, force=force, watch=watch)
             writer.run()
     return read_capture(directory, writer.manifest)
 
@@ -100,7 +98,6 @@ class CaptureWriter:
         directory: Path,
         plan: CapturePlan,
         wanted: Manifest,
-        source: str | None,
         *,
         force: bool,
         watch: Watch | None,
@@ -111,7 +108,7 @@ class CaptureWriter:
             _check_same(directory, self.manifest, wanted)
             self._continue(force=force)
         else:
-            self._begin(source)
+            self._begin()
 
     def run(self) -> None:
         """Run what has not run, then the loss."""
@@ -136,8 +133,9 @@ class CaptureWriter:
         if self.watch is not None:
             self.watch.finished(layer)
 
-    def _begin(self, source: str | None) -> None:
+    def _begin(self) -> None:
         """Write all that is known before the model runs."""
+        source = getattr(self.plan.model, "loaded_from", None)  # an attached model came from somewhere else
         write_bytes(self.directory / SOURCE, json.dumps({"model": source}).encode())
         tokens = self.plan.tokens[0].cpu()
         constants = {n: layer_constants(self.plan.model, n, self.plan.n_tokens) for n in self.plan.steps}

@@ -28,7 +28,7 @@ from hooks.errors import (
 from interp import captures
 from interp.captures import capture
 from interp.stage_scores import stage_ranges
-from interp.storage import capture_writing, manifest
+from interp.storage import manifest
 from interp.storage.capture_files import open_capture
 from interp.storage.capture_plan import plan_capture
 from interp.storage.capture_resume import resume
@@ -413,8 +413,10 @@ def test_the_estimate_is_exact(model, tokens, cap):
     assert plan_capture(model, tokens).n_bytes == cap.n_bytes == captures.capture(model, tokens).n_bytes
 
 
-def test_resumed_from_the_directory_alone(model, tokens, tmp_path, monkeypatch):
-    path = tmp_path / "cap"
+def test_resumed_from_the_directory_alone(tmp_path, monkeypatch):
+    tiny.tiny_model("llama").save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    model, path, tokens = HookedTransformer.from_pretrained("model"), tmp_path / "cap", tiny.tokens(N, batch=1)[0]
     changed = model.with_config(rope=RopeConfig(rope_theta=77.0))
     whole = capture(changed, tokens, tmp_path / "whole")
 
@@ -424,9 +426,9 @@ def test_resumed_from_the_directory_alone(model, tokens, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "residual_loss", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            capture_writing.write_capture(plan_capture(changed, tokens), path, source="owner/tiny")
-    assert manifest.read_manifest(path).blocks_run == 2
-    monkeypatch.setattr(HookedTransformer, "from_pretrained", lambda source, **_: {"owner/tiny": model}[source])
+            capture(changed, tokens, path)
+    assert manifest.read_manifest(path).blocks_run == model.cfg.n_layers
+    monkeypatch.chdir("/")
     assert_same(resume(path), whole)
     assert sorted(os.listdir(path)) == sorted(os.listdir(whole.path))
 

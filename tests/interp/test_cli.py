@@ -67,7 +67,9 @@ def tiny(monkeypatch):
             initializer_range=0.2,
             dtype=getattr(torch, dtype),
         )
-        return HookedTransformer(cfg, OneTokenPerCharacter()).eval()
+        model = HookedTransformer(cfg, OneTokenPerCharacter()).eval()
+        model.loaded_from = source
+        return model
 
     monkeypatch.setattr(HookedTransformer, "from_pretrained", load)
 
