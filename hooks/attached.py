@@ -184,6 +184,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         return self._logits(self._leave(resid, tokens), tokens)
 
     @property
+    def has_head(self) -> bool:
+        """Whether the model has its output head, without which there are neither logits nor a loss."""
+        return self.original_model.get_output_embeddings() is not None
+
+    @property
     def _base(self) -> Any:
         """The model without its output head: the part of it that holds the layers."""
         parts = (part for part in self.original_model.children() if not isinstance(part, nn.ModuleList))
@@ -228,7 +233,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     def _with_head(self, call: dict[str, Any]) -> Any:
         """The whole model's output."""
-        if self.original_model.get_output_embeddings() is None:
+        if not self.has_head:
             name = type(self.original_model).__name__
             raise AttachError(f"{name} has no output head, so no logits and no loss; attach the model with its LM head")
         return self.original_model(**call)

@@ -59,12 +59,17 @@ def load_pretrained(
         model = _from_name(source, **options)
     else:
         model = _from_place(source, **options)
-    if not isinstance(source, nn.Module):
-        place = Path(source).expanduser()
-        known = isinstance(source, str) and source in KNOWN_MODELS
-        model.loaded_from = str(place.resolve()) if place.exists() and not known else str(source)
+    model.loaded_from = _origin(source)
     changes = {name: value for name, value in (("rope", rope), ("qk_norm", qk_norm)) if value is not None}
     return model.with_config(**changes) if changes else model
+
+
+def _origin(source: Any) -> str | None:
+    """What would load the same model again in another process: a name, a Hub id or an absolute path."""
+    config: Any = getattr(source, "config", None)  # of a live model
+    name = str(source if config is None else config._name_or_path)
+    place = Path(name).expanduser()
+    return str(place.resolve()) if name not in KNOWN_MODELS and name and place.exists() else name or None
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

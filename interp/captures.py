@@ -12,7 +12,7 @@ from torch import Tensor
 from hooks.errors import MaterializationError, StageError
 from interp.constants import LayerConstants, layer_constants
 from interp.labels import number_ranges
-from interp.layers import stack_layers
+from interp.layers import named_layer, stack_layers
 from interp.passes.statistics_schema import GROUPS
 from interp.progress import track
 from interp.selection import Choice, layer_numbers, part_of
@@ -113,7 +113,8 @@ class Capture:
         Args:
             layer: which layer.
             stage: clip, norm and rope each have a ``pre_`` and a ``post_`` side.
-            positions: an index, a slice or several indices; None is all. Of a capture on disk only these are read.
+            positions: an index, a slice or several indices; None is all. Of a capture on disk these are views
+                of the file, whose hash is checked when the layer is first read.
             heads: the same for query heads. No axis is dropped.
 
         Raises:
@@ -195,15 +196,16 @@ class Capture:
                 self._statistics[key] = kept
         if key not in self._statistics:
             v = held.v
-            found = attention_statistics(
-                self.q(layer),
-                self.k(layer),
-                held.constants.spec,
-                v=v,
-                w_o=None if v is None else held.constants.w_o,
-                groups=groups,
-                map_size=map_size,
-            )
+            with named_layer(layer):
+                found = attention_statistics(
+                    self.q(layer),
+                    self.k(layer),
+                    held.constants.spec,
+                    v=v,
+                    w_o=None if v is None else held.constants.w_o,
+                    groups=groups,
+                    map_size=map_size,
+                )
             self._statistics[key] = found
             if self._store is not None:
                 self._store.save(layer, settings, found)

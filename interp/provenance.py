@@ -1,9 +1,10 @@
 """Where a result came from: model, text, settings, cited constants and versions, as plain strings."""
 
 import hashlib
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -54,20 +55,41 @@ def token_hash(tokens: Int[Tensor, " pos"]) -> str:
 
 
 def weight_hash(model: "HookedTransformer | AttachedTransformer") -> str:
-    """SHA-256 over the names, types, shapes and bytes of a model's parameters, shared ones once."""
+    """SHA-256 over the names, types, shapes and bytes of a model's parameters, shared ones once.
+
+    What an attached model does is not all in our config, so its own is part of it, and so are its buffers.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    tensors = dict(model.named_parameters())
+    original: Any = getattr(model, "original_model", None)
+    if original is not None:
+        own = {
+            name: x for name, x in original.named_buffers() if not name.endswith("inv_freq")
+        }  # some change as it runs
+        tensors |= {f"buffer {name}": x for name, x in own.items()}
+        digest.update(json.dumps(_lasting(original.config.to_dict()), sort_keys=True, default=str).encode())
+    for name, parameter in sorted(tensors.items()):
         weight = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
         digest.update(weight.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
+def _lasting(config: Any) -> Any:
+    """What a transformers config says of the model: not where it lies, nor what runs it."""
+    if not isinstance(config, dict):
+        return config
+    aside = {"transformers_version", "dtype", "torch_dtype", "attn_implementation"}
+    return {key: _lasting(x) for key, x in config.items() if not str(key).startswith("_") and key not in aside}
+
+
 def environment(model: "HookedTransformer | AttachedTransformer") -> dict[str, str | int]:
     """What the last bits of a result depend on, beside the model and the text."""
     device = model.device.type
     return {
+        "ropescope": versions()["ropescope"],
         "torch": torch.__version__,
+        **({"transformers": versions()["transformers"]} if hasattr(model, "original_model") else {}),
         "threads": torch.get_num_threads(),
         "device": device,
         "processor": torch.backends.cpu.get_cpu_capability() if device == "cpu" else "",

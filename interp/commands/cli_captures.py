@@ -69,6 +69,9 @@ def resume(directory: _Directory, force: _Force = False) -> None:
 
     manifest = read_manifest(Path(directory))
     if manifest.is_complete:
+        from interp.storage.capture_writing import tidy
+
+        tidy(Path(directory))
         typer.echo(f"{directory} is complete")
         return
     with cli_support.status(f"loading {manifest.model_id}"):
@@ -88,27 +91,31 @@ def info(
     from interp.storage.manifest import read_manifest
     from interp.storage.stored_statistics import StatisticsStore
 
-    cap = open_capture(directory)
-    typer.echo(_described(cap))
+    manifest = read_manifest(Path(directory))
     if verify:
-        manifest = read_manifest(Path(directory))
         problems = CaptureFiles(Path(directory), manifest).damaged() + StatisticsStore(Path(directory), {}).damaged()
         if problems:
             raise CaptureDamagedError("; ".join(problems))
+    typer.echo(_described(open_capture(directory)))
+    if verify:
         typer.echo(f"verified: {len(manifest.files)} files are what they were when they were written")
 
 
 def _write(plan: "CapturePlan", out: str, *, force: bool) -> None:
     """Say what it will cost, capture, and say what was written."""
-    from interp.storage.capture_cost import Pace, size_estimate
+    from interp.storage.capture_cost import Pace, size_estimate, time_estimate
     from interp.storage.capture_writing import write_capture
+    from interp.storage.manifest import MANIFEST
 
     started = time.monotonic()
     typer.echo(size_estimate(plan, Path(out)))
+    typer.echo(time_estimate(plan))
     try:
         cap = write_capture(plan, out, force=force, watch=Pace(plan, typer.echo))
     except KeyboardInterrupt:
-        raise InterruptedRunError(f"interrupted; go on with: ropescope resume {out}") from None
+        begun = (Path(out) / MANIFEST).is_file()
+        again = f"go on with: ropescope resume {out}" if begun else "nothing was captured yet: run it again"
+        raise InterruptedRunError(f"interrupted; {again}") from None
     typer.echo(f"wrote {out} ({cap.n_bytes / 1e6:,.1f} MB of q, k and v) in {time.monotonic() - started:.0f} s")
 
 
@@ -116,7 +123,7 @@ def _loss_line(cap: "Capture") -> str:
     """The mean loss, or why there is none."""
     if len(cap.loss):
         return f"{float(cap.loss.double().mean()):.4f} nats per token"
-    return "left out" if cap.is_complete else "not there yet"
+    return cap.provenance["settings"].get("loss", "not there yet")
 
 
 def _described(cap: "Capture") -> str:

@@ -1,4 +1,4 @@
-"""What a capture costs: its bytes to the last one, its time judged by the first block that ran."""
+"""What a capture costs: its bytes to the last one, its time judged by a trial and then by the first block that ran."""
 
 import shutil
 import time
@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from hooks import HookedTransformerConfig
     from interp.storage.capture_plan import CapturePlan
+
+
+_TRIAL_TOKENS = 512
 
 
 def size_estimate(plan: "CapturePlan", directory: Path) -> str:
@@ -22,6 +27,25 @@ def size_estimate(plan: "CapturePlan", directory: Path) -> str:
         f"{plan.n_tokens:,} tokens × {len(plan.steps)} layers: {plan.n_bytes:,} bytes of q, k and v in {directory}, "
         f"where patterns would take {patterns:,}{room}"
     )
+
+
+@torch.no_grad()
+def time_estimate(plan: "CapturePlan") -> str:
+    """One line: how long the run takes at the speed of a trial, one block on the first tokens."""
+    tokens = plan.tokens[:, :_TRIAL_TOKENS]
+    stream, context = plan.model.embed_tokens(tokens), plan.model.context(tokens)
+    plan.model.blocks[0](stream, context)  # the first call allocates
+    before = time.monotonic()
+    plan.model.blocks[0](stream, context)
+    rate = block_operations(plan.model.cfg, 0, tokens.shape[1]) / max(time.monotonic() - before, 1e-6)
+    return f"at the speed of a trial on {tokens.shape[1]:,} tokens it takes about {_duration(_operations(plan) / rate)}"
+
+
+def _operations(plan: "CapturePlan", start: int = 0) -> float:
+    """Floating-point operations of a capture from this block on."""
+    cfg, n = plan.model.cfg, plan.n_tokens
+    head = 2 * n * cfg.d_model * cfg.d_vocab if plan.loss else 0
+    return head + sum(block_operations(cfg, layer, n) for layer in range(start, plan.n_blocks))
 
 
 class Pace:
@@ -47,11 +71,8 @@ class Pace:
             return
         self._said = True
         took = time.monotonic() - self._before
-        cfg, n = self._plan.model.cfg, self._plan.n_tokens
-        later = sum(block_operations(cfg, i, n) for i in range(layer + 1, self._plan.n_blocks))
-        if self._plan.loss:
-            later += 2 * n * cfg.d_model * cfg.d_vocab
-        seconds = took * later / block_operations(cfg, layer, n)
+        done = block_operations(self._plan.model.cfg, layer, self._plan.n_tokens)
+        seconds = took * _operations(self._plan, layer + 1) / done
         self._say(f"layer {layer} took {took:.1f} s; the rest takes about {_duration(seconds)}")
 
 

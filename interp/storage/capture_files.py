@@ -23,7 +23,7 @@ from interp.storage.manifest import (
     layer_file,
     read_manifest,
 )
-from interp.storage.tensor_files import TensorInfo, check_file, check_hash, read_tensor
+from interp.storage.tensor_files import FileRecord, TensorInfo, check_file, check_hash, read_tensor
 
 if TYPE_CHECKING:
     from hooks import AttentionSpec, HookedTransformerConfig
@@ -110,13 +110,17 @@ class CaptureFiles:
 
     def check(self) -> None:
         """Check presence, size, shapes and types of every file; raises a CaptureDamagedError."""
-        for name, record in self.manifest.files.items():
+        for name, record in self._lasting():
             check_file(self.directory / name, record)
         n = self.manifest.n_tokens
         for layer in self.manifest.finished_layers:
             self._check_layer(self.infos(layer), self.manifest.layers[layer], n, layer)
         if self.manifest.files[TOKENS].tensors.get("tokens") != TensorInfo((n,), torch.int64):
             raise CaptureDamagedError(f"{self.directory / TOKENS} does not hold {n:,} token ids; capture again")
+
+    def _lasting(self) -> list[tuple[str, FileRecord]]:
+        """Files that no writer removes: the residual stream goes with the next layer, and is checked when read."""
+        return [(name, record) for name, record in self.manifest.files.items() if not name.startswith("resume_")]
 
     def _check_layer(self, infos: dict[str, TensorInfo], record: LayerRecord, n: int, layer: int) -> None:
         """Check that a layer holds what it should, in shapes that fit each other."""
@@ -156,7 +160,7 @@ class CaptureFiles:
     def damaged(self) -> list[str]:
         """Every file that is not what it was, in words; reads all of them."""
         problems = []
-        for name, record in self.manifest.files.items():
+        for name, record in self._lasting():
             try:
                 check_file(self.directory / name, record)
                 check_hash(self.directory / name, record)

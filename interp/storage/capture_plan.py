@@ -87,6 +87,8 @@ def plan_capture(
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
     chosen = _chosen_layers(model.cfg, layers)
+    if loss and not getattr(model, "has_head", True):
+        raise StageError("this model was attached without its output head, so it has no loss: capture with loss=False")
     stages = (stages,) if isinstance(stages, str) else stages
     steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
@@ -115,7 +117,12 @@ def _tokens_of(
         return tokens, what, text
     if not isinstance(source, Tensor | Sequence | np.ndarray):
         raise InputError(f"cannot read a {type(source).__name__}: give a text, or token ids in one row")
-    ids = torch.as_tensor(source if isinstance(source, Tensor) else np.asarray(source))
+    try:
+        ids = torch.as_tensor(source if isinstance(source, Tensor) else np.asarray(source))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"cannot read a {type(source).__name__} of that: give token ids in one row, or a text"
+        ) from None
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool)):
@@ -123,6 +130,8 @@ def _tokens_of(
             f"tokens must be one row of whole numbers, not shape {tuple(ids.shape)} of {ids.dtype!s}: "
             "capture one sequence at a time"
         )
+    if n_tokens is not None and n_tokens < 2:
+        raise InputError(f"n_tokens={n_tokens}: attention needs at least 2 tokens")
     if n_tokens is not None:
         ids = ids[:n_tokens]
     if len(ids) < 2:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hooks.errors import CaptureError, RopescopeError
 from interp.storage.capture_files import CaptureFiles, config_of, read_capture
 from interp.storage.capture_plan import DEFAULT_STAGES, CapturePlan, plan_capture
-from interp.storage.capture_writing import SOURCE, write_capture
+from interp.storage.capture_writing import SOURCE, tidy, write_capture
 from interp.storage.manifest import TOKENS, Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def resume(
     directory = Path(path)
     manifest = read_manifest(directory)
     if manifest.is_complete and model is None:
+        tidy(directory)
         return read_capture(directory, manifest)
     plan = plan_rest(directory, manifest, model or load_model(directory, manifest))
     return write_capture(plan, directory, force=force)
@@ -44,8 +45,7 @@ def resume(
 
 def plan_rest(directory: Path, manifest: Manifest, model: "HookedTransformer | AttachedTransformer") -> CapturePlan:
     """The plan that a capture was begun with, from its own files."""
-    files = CaptureFiles(directory, manifest)
-    files.check()
+    files = CaptureFiles(directory, manifest)  # the rest is checked under the lock: another process may be writing
     stages = DEFAULT_STAGES if manifest.stages == DEFAULT_STAGES else manifest.stages
     tokens = files.tensor(TOKENS, "tokens")
     return plan_capture(model, tokens, stages=stages, layers=manifest.layers, loss=manifest.loss)

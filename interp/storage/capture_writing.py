@@ -187,11 +187,29 @@ class CaptureWriter:
 
     def _remove_leftovers(self) -> None:
         """Delete files of ours that the manifest does not name."""
-        leftovers = _leftovers(self.directory, self.manifest)
-        for name in leftovers:
-            (self.directory / name).unlink(missing_ok=True)
-        if leftovers:
-            sync_directory(self.directory)
+        _remove(self.directory, _leftovers(self.directory, self.manifest))
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a run left that was killed after its capture was complete.
+
+    Raises:
+        CaptureBusyError: another process is writing it.
+        OutputError: it cannot be removed.
+    """
+    with _system_errors_named(directory):
+        manifest = read_manifest(directory)
+        if manifest.is_complete and _leftovers(directory, manifest):
+            with locked(directory):
+                _remove(directory, _leftovers(directory, manifest))
+
+
+def _remove(directory: Path, leftovers: list[str]) -> None:
+    """Delete these files of a directory, for good."""
+    for name in leftovers:
+        (directory / name).unlink(missing_ok=True)
+    if leftovers:
+        sync_directory(directory)
 
 
 def _manifest_of(plan: CapturePlan) -> Manifest:

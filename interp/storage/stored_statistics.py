@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 
 from hooks.errors import CaptureDamagedError, CaptureWarning
+from interp.files import TEMPORARY
 from interp.passes.statistics_schema import VARIABLES
 from interp.storage.tensor_files import read_note, read_tensor, write_tensors
 
@@ -19,6 +21,7 @@ DIRECTORY = "statistics"
 # Statistics of another version, or of variables described otherwise, are not reused. Count up when a number changes
 # its meaning while its description stays.
 VERSION = 1
+_STALE_SECONDS = 3600
 
 
 class StatisticsStore:
@@ -51,6 +54,7 @@ class StatisticsStore:
         path, key = self._place(layer, settings)
         try:
             path.parent.mkdir(exist_ok=True)
+            self._remove_stale()
             write_dataset(path, dataset, key)
         except OSError as error:
             self._writable = False
@@ -59,6 +63,12 @@ class StatisticsStore:
                 CaptureWarning,
                 stacklevel=3,
             )
+
+    def _remove_stale(self) -> None:
+        """Delete what a killed process was writing; several may write at once, so only what is old."""
+        for left in self._directory.glob(TEMPORARY):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                left.unlink(missing_ok=True)
 
     def damaged(self) -> list[str]:
         """Every kept file that is not what it was, in words; reads all of them."""

@@ -15,7 +15,7 @@ from tiny_hooked import random_tokens
 from hooks.errors import CaptureBusyError, CaptureDamagedError, CaptureError, CaptureMismatchError, OutputError
 from interp.captures import capture
 from interp.storage import capture_writing
-from interp.storage.capture_files import open_capture
+from interp.storage.capture_files import CaptureFiles, open_capture
 from interp.storage.capture_resume import resume
 from interp.storage.manifest import read_manifest
 
@@ -73,6 +73,20 @@ def test_killed_between_any_two_file_operations(tmp_path, whole):
         event += 1
     assert code == 0
     assert event > 40
+
+
+def test_killed_anywhere_without_loss_and_finished_by_resume(tmp_path):
+    """The one that leaves nothing behind, whether it goes on or only has to tidy up."""
+    small_capture(tmp_path / "whole", loss=False)
+    expected, model, event, code = contents(tmp_path / "whole"), small_model(), 0, -9
+    while code == -9:
+        directory = tmp_path / str(event)
+        code = crashing.killed_at(directory, event, loss=False)
+        if (directory / "manifest.json").exists():
+            resume(directory, model if not read_manifest(directory).is_complete else None)
+            assert contents(directory) == expected, f"killed before file operation {event}"
+        event += 1
+    assert event > 35
 
 
 def test_killed_again_and_again_within_a_write(tmp_path, whole):
@@ -145,6 +159,21 @@ def test_two_cannot_write_one_capture(tmp_path, whole):
     holder.join()
     small_capture(directory)
     assert contents(directory) == whole
+
+
+def test_a_capture_that_is_being_written_is_busy_and_not_damaged(half):
+    """Its writer may remove the residual stream between our look at the manifest and at the files."""
+    files = CaptureFiles(half, read_manifest(half))
+    (half / "resume_001.safetensors").unlink()
+    files.check()
+    assert files.damaged() == []
+    holder = crashing.holding_lock(half)
+    with pytest.raises(CaptureBusyError):
+        resume(half, small_model())
+    holder.kill()
+    holder.join()
+    with pytest.raises(CaptureDamagedError, match=r"resume_001\.safetensors cannot be read"):
+        resume(half, small_model())
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tiny_foreign import foreign_model, foreign_tokens
 from tiny_hooked import random_tokens, tiny_model
 
 from hooks import HookedTransformer, QKNormConfig, RopeConfig
@@ -134,6 +135,29 @@ def test_an_attached_model_goes_there_and_back(tmp_path, family):
     written = capture(attached, ids, tmp_path / "cap")
     assert_same(open_capture(tmp_path / "cap"), capture(attached, ids))
     assert_same(capture(attached, ids, tmp_path / "cap"), written)
+
+
+def test_what_an_attached_model_does_is_part_of_which_it_is(tmp_path):
+    """Its weights and its attention stay the same; what its experts do with them does not."""
+    model, ids = foreign_model("mixtral"), foreign_tokens(N)[0]
+    capture(HookedTransformer.attach(model), ids, tmp_path / "cap")
+    again = foreign_model("mixtral")
+    assert capture(HookedTransformer.attach(again), ids, tmp_path / "cap").is_complete
+    again.config.num_experts_per_tok = 1
+    with pytest.raises(CaptureMismatchError, match="other weights"):
+        capture(HookedTransformer.attach(again), ids, tmp_path / "cap")
+    again = foreign_model("mixtral")
+    again.register_buffer("bias_of_the_router", torch.ones(3))
+    with pytest.raises(CaptureMismatchError, match="other weights"):
+        capture(HookedTransformer.attach(again), ids, tmp_path / "cap")
+
+
+def test_a_model_without_its_head_is_told_before_it_runs(tmp_path):
+    attached = HookedTransformer.attach(foreign_model("mixtral").model)
+    with pytest.raises(StageError, match="loss=False"):
+        capture(attached, foreign_tokens(N)[0], tmp_path / "cap")
+    assert not (tmp_path / "cap").exists()
+    assert capture(attached, foreign_tokens(N)[0], tmp_path / "cap", loss=False).is_complete
 
 
 def test_analyses_give_the_same_bits_without_the_model(cap, model, tokens):

@@ -156,6 +156,8 @@ def test_chosen_layers_only(model):
         (None, InputError),
         (" \n ", TextError),
         ("a lone \ud800 surrogate", TextError),
+        (["one", "two"], InputError),
+        ([[1, 2], [3]], InputError),
     ],
 )
 def test_what_cannot_be_read_raises(model, tokens, error):
@@ -175,6 +177,12 @@ def test_without_loss_nothing_runs_after_the_last_layer(model, cap):
 
 def _never(tensor, hook):
     raise AssertionError(f"{hook.name} ran")
+
+
+def test_fewer_than_two_tokens_of_many_raise(model):
+    for n in (-5, 0, 1):
+        with pytest.raises(InputError, match=f"n_tokens={n}"):
+            capture(model, random_tokens(9), n_tokens=n)
 
 
 def test_one_stage_and_one_layer_need_no_list(model):

@@ -36,12 +36,12 @@ def contents(directory):
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(Path(directory).rglob("*")) if p.is_file()}
 
 
-def killed_at(directory, event, operations=("fsync", "replace", "unlink", "mkdir")):
+def killed_at(directory, event, operations=("fsync", "replace", "unlink", "mkdir"), **options):
     """Run the capture in a child that kills itself just before the `event`-th of these file operations, or in a write.
 
     Returns the child's exit code: 0 when it came to its end before.
     """
-    child = _CONTEXT.Process(target=_die_at, args=(directory, event, operations))
+    child = _CONTEXT.Process(target=_die_at, args=(directory, event, operations, options))
     child.start()
     child.join(60)
     return child.exitcode
@@ -85,7 +85,7 @@ def _hold(directory, held):
         time.sleep(60)
 
 
-def _die_at(directory, event, operations):
+def _die_at(directory, event, operations, options):
     """Capture until the `event`-th operation; of a write, one half is done."""
     seen = 0
 
@@ -130,5 +130,5 @@ def _die_at(directory, event, operations):
         setattr(os, name, counted(getattr(os, name)))
     if "write" in operations:
         os.fdopen = lambda handle, mode: Torn(fdopen(handle, mode))
-    small_capture(directory)
+    small_capture(directory, **options)
     sys.exit(0)
