@@ -66,8 +66,8 @@ def attention_statistics(
         w_o: Output projection of each head, so that a value weighs ``‖v_j W_O‖``; without it ``‖v_j‖``.
         groups: Which families to compute, one name or several: "rows", "keys", "distances", "map", "scores".
         queries: None measures every query. A number measures that many, drawn evenly stratified with a fixed seed:
-            sums and counts become unbiased estimates for all queries, with their ``…_stderr``. Indices measure
-            just these queries.
+            sums, counts and score_m2 become unbiased estimates for all queries, many with a ``…_stderr``, and
+            positional_r2 is adjusted for the noise of the means by distance. Indices measure just these queries.
         map_size: Side of the pooled map; at most the number of queries and keys.
         query_start: Index of the first query among the keys (chunked runs).
         key_mask: True where a key is real; None when all are.
@@ -96,6 +96,10 @@ def attention_statistics(
     samples = sample_rows(queries, q.shape[0], q.device)
     chosen = [see.select(rows) for rows in samples.rows]
     low, high = see.distance_range if "distances" in groups else (0, 0)
+    if map_size < 1:
+        raise InputError(
+            f'map_size={map_size}: the pooled map has at least one cell; leave "map" out of groups for none'
+        )
     value_norm = None if v is None else _value_norms(v[see.key], w_o, q.shape[1], dtype)
     map_shape = (min(map_size, q.shape[0]), min(map_size, k.shape[0]))
     totals = Totals.empty(

@@ -126,21 +126,33 @@ def _distances(held: dict[str, Tensor], measured: Measured, coords: dict) -> dic
     coords["distance"] = ("distance", np.arange(kept.start, kept.stop) + measured.low)
     sums = [name for name in ("attention", "attention_value") if name in held]
     out = {name: _scaled(held[name], measured) for name in ("count", "score_m2", *sums)}
+    estimate = measured.samples.estimate
+    if estimate:  # around the mean of c sampled scores the squares are too small by (c − 1) / c
+        scored = held["scored"]
+        out["score_m2"] = torch.where(scored > 1, out["score_m2"] * scored / (scored - 1).clamp_min(1), torch.nan)
     for name in ("score_mean", "score_min", "score_max"):
         out[name] = torch.where(count > 0, held[name], torch.nan)
     for name in sums:
         out |= _stderr(name, measured, of_sum=True)
     out |= _stderr("score_mean", measured, of_sum=False)
     out = {name: x[..., kept] for name, x in out.items()}
-    return out | {"positional_r2": _positional_r2(count, held["score_mean"], held["score_m2"])}
+    return out | {"positional_r2": _positional_r2(count, held["score_mean"], held["score_m2"], adjusted=estimate)}
 
 
-def _positional_r2(count: Tensor, mean: Tensor, m2: Tensor) -> Tensor:
-    """Share of the variance between distances; NaN where the scores do not vary."""
+def _positional_r2(count: Tensor, mean: Tensor, m2: Tensor, *, adjusted: bool) -> Tensor:
+    """Share of the variance between distances; NaN where the scores do not vary.
+
+    Means of a few sampled scores differ by chance. Adjusted, 1 − (within / (N − k)) / (total / (N − 1)) for N scores at
+    k distances takes that out (ε² of Kelley 1935), down to 0; NaN where every distance was sampled once.
+    """
     weight = count.double()
     centre = (weight * mean).sum(-1, keepdim=True) / weight.sum().clamp_min(1)
     between = (weight * (mean - centre).square()).sum(-1)
     total = between + m2.sum(-1)
+    if adjusted:
+        n, k = weight.sum(), (weight > 0).sum()
+        share = 1 - (m2.sum(-1) / (n - k)) / (total / (n - 1))
+        return torch.where((total > 0) & (n > k), share.clamp_min(0), torch.nan)
     return torch.where(total > 0, between / total, torch.nan)
 
 

@@ -395,5 +395,10 @@ def block_height(
     cells = max(budget // (buffers * dtype.itemsize), 1)
     width = max(visibility.key.numel(), 1)
     if spec.window is not None and spec.window < width:
-        return max(min(cells // (2 * spec.window + beside), spec.window, _MAX_HEIGHT), 1)
+        band = (2 if spec.causal else 3) * spec.window
+        height = max(min(cells // (band + beside), spec.window, _MAX_HEIGHT), 1)
+        # Rows far apart see far more keys together than each for itself: sampled ones, say.
+        while height > 1 and visibility.band_width(height) > band:
+            height //= 2
+        return height
     return max(min(cells // (width + beside), _MAX_HEIGHT), 1)

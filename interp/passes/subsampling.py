@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -44,12 +45,12 @@ def sample_rows(
     """
     if queries is None:
         return Samples([torch.arange(n_queries, device=device)], estimate=False)
-    if isinstance(queries, int):
+    if isinstance(queries, int | np.integer) and not isinstance(queries, bool):
         if queries < 1:
             raise InputError(f"queries={queries}: measure at least one query, or give None for all of them.")
         if queries >= n_queries:
             return sample_rows(None, n_queries, device)
-        return Samples([rows.to(device) for rows in _stratified(queries, n_queries)], estimate=True)
+        return Samples([rows.to(device) for rows in _stratified(int(queries), n_queries)], estimate=True)
     rows = torch.as_tensor(queries, device=device)
     if rows.ndim != 1 or not rows.numel() or rows.is_floating_point() or rows.dtype == torch.bool:
         raise InputError(f"queries must be a number or a list of rows of q, not {queries!r}.")

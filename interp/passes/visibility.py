@@ -122,7 +122,11 @@ class Visibility:
 
     def band_width(self, height: int) -> int:
         """Keys of the widest band of a block of `height` rows."""
-        return max((b.stop - b.start for b in map(self.band, self.blocks(height))), default=1)
+        if not self.row.numel():
+            return 1
+        start = torch.arange(0, self.row.numel(), height, device=self.row.device)
+        last = (start + height).clamp_max(self.row.numel()) - 1
+        return int((self.stop[last] - self.first[start]).max())  # both only grow from row to row
 
     def in_step(self, rows: slice) -> bool:
         """One more row and one more key keep the distance: the block's diagonals are its distances."""

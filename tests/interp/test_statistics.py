@@ -16,6 +16,7 @@ from hooks.attend import AttentionSpec
 from hooks.errors import InputError
 from interp import progress
 from interp.passes.score_bins import score_edges
+from interp.passes.statistics_pass import Pass
 from interp.passes.statistics_schema import GROUPS, VARIABLES
 from interp.statistics import attention_statistics
 
@@ -375,6 +376,52 @@ def test_subsampled_queries_are_unbiased_and_know_their_error():
             continue
         relative = (some[name] - exact[name]).sum() / np.abs(exact[name]).sum()
         assert abs(relative) < 0.02, name
+
+
+def test_a_sample_of_noise_is_not_taken_for_position():
+    """Means by distance of a few scores differ by chance; that is no positional effect, and takes no variance away."""
+    torch.manual_seed(5)
+    n, heads = 600, 24
+    q, k = torch.randn(n, heads, 16), torch.randn(n, heads, 16)
+    exact = attention_statistics(q, k, AttentionSpec(scale=0.25), groups="distances")
+    some = attention_statistics(q, k, AttentionSpec(scale=0.25), groups="distances", queries=np.int64(24))
+    assert float(some.positional_r2.mean() - exact.positional_r2.mean()) < 0.01
+    turn = torch.arange(n)[:, None] / 30 + 6.28 * torch.rand(heads)  # scores that follow the distance, and q's place
+    q[:, :, 0], k[:, :, 0] = 8 * torch.sin(turn), 8 * torch.sin(turn)
+    exact = attention_statistics(q, k, AttentionSpec(scale=0.25), groups="distances")
+    some = attention_statistics(q, k, AttentionSpec(scale=0.25), groups="distances", queries=60)
+    assert float(some.positional_r2.mean()) == pytest.approx(float(exact.positional_r2.mean()), rel=0.05)
+    near = some["count"].values[:100] > 0
+    ratio = (some.score_m2 / exact.score_m2).values[:, :100][:, near]
+    assert np.nanmean(ratio) == pytest.approx(1, abs=0.05)
+    once = attention_statistics(q, k, AttentionSpec(scale=0.25), groups="distances", queries=1)
+    assert once.positional_r2.isnull().all() and once.score_m2.isnull().all()
+
+
+@pytest.mark.parametrize("backend", ["fused", "portable"])
+def test_sampled_rows_of_a_window_cost_the_window(backend, monkeypatch):
+    """Rows far apart share no keys: blocks of them would see mostly what none of them attends to."""
+    n, window, widths = 20_000, 64, []
+    q, k = torch.randn(n, 1, 4), torch.randn(n, 1, 4)
+    made = Pass.__init__
+    monkeypatch.setattr(
+        Pass,
+        "__init__",
+        lambda self, *given: made(self, *given) or widths.append(self.visibility.band_width(self.height)),
+    )
+    spec, rows = AttentionSpec(scale=0.5, window=window), range(0, n, 100)
+    some = attention_statistics(q, k, spec, groups=("rows", "keys"), queries=rows, backend=backend)
+    assert max(widths) <= 2 * window
+    every = attention_statistics(q, k, spec, groups=("rows", "keys"), backend=backend)
+    assert widths[-1] > window
+    np.testing.assert_allclose(some["entropy"], every["entropy"].isel(query=list(rows)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_map_needs_a_cell():
+    q = torch.randn(9, 1, 4)
+    for wrong in (0, -3):
+        with pytest.raises(InputError, match=f"map_size={wrong}"):
+            attention_statistics(q, q, AttentionSpec(scale=1.0), map_size=wrong)
 
 
 def test_progress_counts_every_row_of_every_head():
