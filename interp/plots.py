@@ -16,10 +16,17 @@ from interp.figures.image_export import save
 from interp.figures.plots_comparison import comparison, comparison_by_distance
 from interp.figures.plots_distance import attention_by_distance, attention_by_variant, attention_share_by_head
 from interp.figures.plots_loss import loss_by_position
-from interp.figures.plots_maps import attention_window, head_scores, head_table, layer_head_map, pooled_map
+from interp.figures.plots_maps import attention_window, head_scores, layer_head_map, pooled_map
 from interp.figures.plots_pairs import frequency_pairs
-from interp.figures.plots_profiles import precision_cost, received_by_position
+from interp.figures.plots_profiles import (
+    bound_by_distance,
+    precision_cost,
+    received_by_position,
+    relativity_error,
+    sink_rate,
+)
 from interp.figures.plots_ranges import score_ranges
+from interp.figures.plots_tables import head_table, ranking
 from interp.figures.theme import dark
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ __all__ = [
     "attention_by_variant",
     "attention_share_by_head",
     "attention_window",
+    "bound_by_distance",
     "comparison",
     "comparison_by_distance",
     "dark",
@@ -40,23 +48,25 @@ __all__ = [
     "loss_by_position",
     "pooled_map",
     "precision_cost",
+    "ranking",
     "received_by_position",
+    "relativity_error",
     "save",
     "score_ranges",
     "show",
+    "sink_rate",
 ]
 
 
 def _distances(result: xr.Dataset, **options: Any) -> go.Figure:
-    """Curves by distance; two panels where there are variants."""
+    """Curves by distance; a panel for each variant where there are some, and their loss below."""
     if "distance" not in result.dims:
         raise InputError('there is nothing by distance to draw: measure with "distances" among the groups')
     binned = binned_by_distance(result)
-    return (
-        attention_by_variant(binned, **options)
-        if "variant" in binned.dims
-        else attention_by_distance(binned, **options)
-    )
+    if "variant" not in binned.dims:
+        return attention_by_distance(binned, **options)
+    loss = result[["loss_mean", "loss_stderr"]] if "loss_mean" in result else None
+    return attention_by_variant(binned, loss=loss, **options)
 
 
 def _pairs(result: xr.Dataset, **options: Any) -> go.Figure:
@@ -68,14 +78,20 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "attention_map": pooled_map,
     "attention_pattern": attention_window,
     "attention_statistics": _distances,
+    "bound_by_distance": bound_by_distance,
     "compare": comparison,
     "frequency_bias": _pairs,
     "head_summary": head_scores,
     "loss_by_position": loss_by_position,
     "positional_bias": _distances,
     "precision_cost": precision_cost,
+    "ranked": ranking,
     "received_by_position": received_by_position,
+    "relativity_error": relativity_error,
     "score_ranges": score_ranges,
+    "sink_rate": sink_rate,
+    "top_keys": ranking,
+    "typical_heads": ranking,
     "what_if_rope": _distances,
 }
 
@@ -103,7 +119,10 @@ def show(result: "xr.Dataset | xr.DataArray | Capture", **options: Any) -> go.Fi
             f"no figure for the analysis {analysis!r}: plots.show draws what these return: {known}; "
             "for anything else use a function of interp.plots, or .plot of xarray"
         )
-    return draw(result, **options)
+    figure: Any = draw(result, **options)
+    if "title" not in options and not figure.layout.title.text:
+        figure.update_layout(title={"text": str(getattr(result, "attrs", {}).get("description", ""))}, margin={"t": 84})
+    return figure
 
 
 def can_show(result: object) -> bool:

@@ -22,6 +22,7 @@ from interp.figures.plots_base import (
     positive,
     with_heads,
 )
+from interp.figures.plots_loss import add_losses
 
 _MANY_LINES = 100
 
@@ -38,9 +39,9 @@ def attention_by_distance(
     """
     figure = go.Figure()
     binned = with_heads(binned)
-    _add_curves(figure, binned)
+    add_curves(figure, binned, "attention_mean")
     mark_windows(figure, binned)
-    _colour_bar(figure, binned)
+    key_to_colours(figure, binned)
     figure.update_yaxes(type="log", title="mean attention of a pair", **log_range(y_range), **DECADES)
     distance_axis(figure, binned)
     return finish(figure, title, height=400)
@@ -49,6 +50,7 @@ def attention_by_distance(
 def attention_by_variant(
     binned: xr.Dataset,
     *,
+    loss: xr.Dataset | None = None,
     title: str = "Attention by distance, as run and what if",
     y_range: tuple[float, float] | None = (1e-9, 1.0),
 ) -> go.Figure:
@@ -56,22 +58,34 @@ def attention_by_variant(
 
     Args:
         binned: a `bin_distances` Dataset with a leading dimension ``variant``.
+        loss: loss_mean and loss_stderr over (variant, position_bin), drawn below; those that are NaN have no line.
         title: heading of the figure.
         y_range: smallest and largest attention to show; None shows all, which under ALiBi is dozens of decades.
     """
     variants = [str(name) for name in binned["variant"].values]
+    panels: list[list[dict | None]] = [[{} for _ in variants]]
+    if loss is not None:
+        panels.append([{"colspan": len(variants)}, *[None for _ in variants[1:]]])
     figure = make_subplots(
-        cols=len(variants), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=[_words(v) for v in variants]
+        rows=len(panels),
+        cols=len(variants),
+        specs=panels,
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.15,
+        subplot_titles=[_words(v) for v in variants],
     )
     binned = with_heads(binned)
     for column, variant in enumerate(variants, start=1):
         part = binned.sel(variant=variant)
-        _add_curves(figure, part, row=1, col=column)
+        add_curves(figure, part, "attention_mean", row=1, col=column)
         distance_axis(figure, part, row=1, col=column)
-    _colour_bar(figure, binned)
-    figure.update_yaxes(type="log", **log_range(y_range), **DECADES)
+    key_to_colours(figure, binned)
+    figure.update_yaxes(type="log", **log_range(y_range), **DECADES, row=1)
     figure.update_yaxes(title="mean attention of a pair", row=1, col=1)
-    finish(figure, title, height=420)
+    if loss is not None:
+        add_losses(figure, loss, row=2, col=1)
+    finish(figure, title, height=420 if loss is None else 680)
     return figure.update_layout(margin={"t": 76})
 
 
@@ -131,11 +145,11 @@ def head_rows(figure: go.Figure, data: xr.Dataset) -> None:
         figure.add_hline(y=start - 0.5, line={"color": theme.GRID, "width": 1})
 
 
-def _add_curves(figure: go.Figure, binned: xr.Dataset, **where: int) -> None:
-    """One line per head, coloured by its layer."""
+def add_curves(figure: go.Figure, binned: xr.Dataset, name: str, **where: int) -> None:
+    """One line per head of a variable by distance, coloured by the head's layer."""
     x, labels = distance_centres(binned), distance_labels(binned)
     heads = heads_of(binned)
-    values = positive(binned["attention_mean"].transpose("layer", "head", "distance_bin").values)
+    values = positive(binned[name].transpose("layer", "head", ...).values)
     for (layer, head), curve in zip(heads, values.reshape(len(heads), -1), strict=True):
         figure.add_scatter(
             x=x,
@@ -153,7 +167,7 @@ def _add_curves(figure: go.Figure, binned: xr.Dataset, **where: int) -> None:
         )
 
 
-def _colour_bar(figure: go.Figure, binned: xr.Dataset) -> None:
+def key_to_colours(figure: go.Figure, binned: xr.Dataset) -> None:
     """The key to the lines' colours, where there is more than one layer."""
     if binned.sizes["layer"] > 1:
         layer_colour_bar(figure, binned["layer"].values, _n_layers(binned))

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping
+from typing import Any
 
 import plotly.graph_objects as go
 import xarray as xr
@@ -32,7 +33,17 @@ def loss_by_position(loss: xr.Dataset | Mapping[str, xr.Dataset], *, title: str 
     return figure.update_layout(margin={"t": 44 if title is None else 76})
 
 
-def _add_stretches(figure: go.Figure, run: xr.Dataset, name: str, colour: str) -> None:
+def add_losses(figure: go.Figure, losses: xr.Dataset, **where: Any) -> None:
+    """Mean loss of several variants in one panel; one that has none is left out."""
+    ran = [name for name in losses["variant"].values if losses["loss_mean"].sel(variant=name).notnull().any()]
+    for place, name in enumerate(ran):
+        run = losses.sel(variant=name)
+        _add_stretches(figure, run, f"loss {name}".replace("_", " "), theme.SERIES[place % len(theme.SERIES)], **where)
+    figure.update_xaxes(title="position [tokens]", rangemode="tozero", tickformat=",", **where)
+    figure.update_yaxes(title="loss [nats per token]", rangemode="tozero", **where)
+
+
+def _add_stretches(figure: go.Figure, run: xr.Dataset, name: str, colour: str, **where: Any) -> None:
     """The means of one run, each with its standard error."""
     first, last = run["first_position"].values, run["last_position"].values
     said = f"{token_text(name)}, " if name else ""
@@ -46,6 +57,7 @@ def _add_stretches(figure: go.Figure, run: xr.Dataset, name: str, colour: str) -
         customdata=[f"{a:,}–{b:,}" for a, b in zip(first, last, strict=True)],
         hovertemplate=said + "tokens %{customdata}: %{y:.3f} nats<extra></extra>",
         name=html.escape(name, quote=False) or "mean of a stretch ± standard error",
+        **where,
     )
 
 

@@ -1,4 +1,4 @@
-"""Heat maps: numbers per head, a table of such numbers, pooled attention, exact windows of it with their tokens."""
+"""Heat maps: numbers per head, pooled attention, exact windows of it with their tokens."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from interp.figures import theme
-from interp.figures.plots_base import finish, head_name, heads_of, label_of, token_text, with_heads
+from interp.figures.plots_base import finish, head_name, label_of, token_text, with_heads
 
 # Attention below a hundred-thousandth is drawn like none.
 MAP_DECADES = 5
@@ -67,36 +67,6 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores") -> go.Figure
     figure.update_annotations(font={"size": 12})
     finish(figure, f"{title} (layers down, heads across)", height)
     return figure.update_layout(margin={"t": 76, "l": 40, "r": 40})
-
-
-def head_table(summary: xr.Dataset, *, title: str = "Heads") -> go.Figure:
-    """The same numbers as a table: a row per head, a column per variable over (layer, head)."""
-    summary = with_heads(summary)
-    columns = {
-        str(name): v.transpose("layer", "head").values.ravel()
-        for name, v in summary.data_vars.items()
-        if set(v.dims) == {"layer", "head"}
-    }
-    numeric = [values.dtype.kind in "fiub" for values in columns.values()]
-    style = {"align": "left", "line": {"color": theme.GRID}, "font": {"color": theme.INK}}
-    figure = go.Figure(
-        go.Table(
-            header={
-                "values": ["head", *(n.replace("_", " ") for n in columns)],
-                "fill": {"color": theme.GRID},
-                **style,
-            },
-            cells={
-                "values": [[head_name(*pair) for pair in heads_of(summary)], *columns.values()],
-                "format": [None, *(".4~g" if is_number else None for is_number in numeric)],
-                "fill": {"color": theme.PAPER},
-                "height": 24,
-                **style,
-            },
-        )
-    )
-    rows = summary.sizes["layer"] * summary.sizes["head"]
-    return finish(figure, title, height=int(np.clip(120 + 24 * rows, 200, 640)))
 
 
 def pooled_map(cells: xr.DataArray, *, title: str | None = None) -> go.Figure:

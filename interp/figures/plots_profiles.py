@@ -1,13 +1,16 @@
-"""Profiles over heads and positions: attention received along the text, and what low precision costs each head."""
+"""Figures of single analyses over heads: attention received, sinks, bounds, shifted positions, low precision."""
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from plotly.subplots import make_subplots
 
 from interp.figures import theme
+from interp.figures.figure_data import thinned
 from interp.figures.plots_base import (
     DECADES,
     depth,
+    distance_axis,
     finish,
     head_name,
     heads_of,
@@ -15,6 +18,8 @@ from interp.figures.plots_base import (
     positive,
     with_heads,
 )
+from interp.figures.plots_distance import add_curves, key_to_colours
+from interp.figures.plots_maps import head_scores, layer_head_map
 
 _MANY_LINES = 100
 
@@ -113,3 +118,49 @@ def _add_uniform(figure: go.Figure, received: xr.Dataset, middle: np.ndarray) ->
             legendgroup="uniform",
             showlegend=place == 0,
         )
+
+
+def relativity_error(errors: xr.Dataset, *, title: str = "Change of the scores when all positions shift") -> go.Figure:
+    """A layer × head map for each shift: the change, as a share of the scores' own spread.
+
+    Args:
+        errors: a `relativity_error` Dataset.
+        title: heading of the figure.
+    """
+    change = errors["relativity_error"].assign_attrs(units="")  # from 1e-15 on: no percentages
+    change = change if "shift" in change.dims else change.expand_dims("shift")
+    panels = {f"by {shift:,} tokens": change.sel(shift=shift, drop=True) for shift in change["shift"].values.tolist()}
+    return head_scores(xr.Dataset(panels), title=title).update_traces(colorbar_exponentformat="power")
+
+
+def sink_rate(sinks: xr.Dataset) -> go.Figure:
+    """The sink score of each head, and under it the share of heads that pass for sinks.
+
+    Args:
+        sinks: a `sink_rate` Dataset.
+    """
+    rate, threshold = float(sinks["sink_rate"]), sinks.attrs["epsilon"]
+    title = f"Attention to token {sinks.attrs['k']}: above {threshold:g} in {rate:.1%} of the heads"
+    return layer_head_map(sinks["sink_score"], title=title)
+
+
+def bound_by_distance(
+    bounds: xr.Dataset, *, title: str = "Proven bound by distance, and how much of it this text used"
+) -> go.Figure:
+    """Two panels, a line per head in each: the bound, and the largest observed score as a share of it.
+
+    Args:
+        bounds: a `bound_by_distance` Dataset.
+        title: heading of the figure.
+    """
+    bounds = with_heads(thinned(bounds))
+    largest = np.maximum(np.abs(bounds["score_min"]), np.abs(bounds["score_max"]))
+    bounds = bounds.assign(used=largest / bounds["bound"])
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
+    for row, (name, label) in enumerate((("bound", "bound [score]"), ("used", "used, 1 is all")), start=1):
+        add_curves(figure, bounds, name, row=row, col=1)
+        figure.update_yaxes(type="log", title=label, **DECADES, row=row, col=1)
+        distance_axis(figure, bounds, row=row, col=1)
+    figure.update_xaxes(title=None, row=1, col=1)
+    key_to_colours(figure, bounds)
+    return finish(figure, title, height=560)
