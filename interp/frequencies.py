@@ -14,6 +14,7 @@ from torch import Tensor
 from hooks.errors import InputError, MaterializationError, StageError
 from interp.correlation import correlations
 from interp.labels import number_ranges, result_of
+from interp.layers import named_layer
 from interp.positional import bin_starts, ratio
 from interp.progress import track
 from interp.rotations import rotating_layers
@@ -110,7 +111,8 @@ def frequency_bias(
     out = _empty((len(chosen),), len(head_index), max(p.inv_freq.numel() for p in pairs), grid)
     for row, layer in enumerate(track(chosen, "correlating q and k")):
         held = {name: array[row] for name, array in out.items()}
-        _measure(cap.q(layer), cap.k(layer), specs[row], pairs[row], head_index, grid, held)
+        with named_layer(layer):
+            _measure(cap.q(layer), cap.k(layer), specs[row], pairs[row], head_index, grid, held)
     result = _dataset(out, {"layer": list(chosen), "head": head_index}, grid)
     capped = [layer for layer, spec in zip(chosen, specs, strict=True) if spec.softcap is not None]
     return result.assign_attrs(softcapped_layers=number_ranges(capped)) if capped else result
@@ -336,7 +338,9 @@ def _chosen_heads(heads: int | Sequence[int] | None, n_heads: int) -> np.ndarray
     """Indices of the heads asked for."""
     if heads is None:
         return np.arange(n_heads)
-    chosen = np.atleast_1d(np.asarray(heads, dtype=np.int64))
+    chosen = np.atleast_1d(np.asarray(heads))
+    if chosen.dtype.kind not in "iu" and chosen.size:
+        raise StageError(f"heads={heads!r}: give the number of a head, several numbers, or None for all")
     wrong = chosen[(chosen < 0) | (chosen >= n_heads)]
     if len(wrong) or not len(chosen):
         what = f"no head {wrong[0]}" if len(wrong) else "no head was asked for"

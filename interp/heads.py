@@ -99,8 +99,8 @@ def typical_heads(summary: xr.Dataset, n: int = 3) -> xr.Dataset:
         n: heads of each kind; fewer where the model has fewer.
 
     Returns:
-        layer, head and score over (kind, rank), with the coordinate score_name; −1 and NaN where a kind has fewer
-        heads with a score.
+        layer, head and score over (kind, rank), with the coordinates score_name and units; −1 and NaN where a kind has
+        fewer heads with a score.
 
     Raises:
         InputError: n below 1.
@@ -124,8 +124,13 @@ def typical_heads(summary: xr.Dataset, n: int = 3) -> xr.Dataset:
         {
             "layer": described(xr.DataArray(layer, dims=dims), "", "layer of the head", "−1 where there is none"),
             "head": described(xr.DataArray(head, dims=dims), "", "the head", "−1 where there is none"),
-            "score": described(xr.DataArray(score, dims=dims), "1", "its score", "see score_name"),
+            "score": described(xr.DataArray(score, dims=dims), "", "its score, in its kind's unit", "see score_name"),
         },
-        coords={"kind": [SCORES[name].kind for name in names], "rank": np.arange(n), "score_name": ("kind", names)},
+        coords={
+            "kind": [SCORES[name].kind for name in names],
+            "rank": np.arange(n),
+            "score_name": ("kind", names),
+            "units": ("kind", [str(summary[name].attrs.get("units", "")) for name in names]),
+        },
     )
     return result_of("typical_heads", out, "the heads that score highest on each kind's own score")

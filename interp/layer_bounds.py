@@ -78,7 +78,7 @@ def bound_by_distance(
             "bound": described(
                 bound,
                 "score",
-                "no score of this head at this distance can be larger in size, whatever the text",
+                "no score of this head at this distance can be larger in size (under ALiBi: higher), whatever the text",
                 "scale · sqrt(D_q D_k) · max_i σ_i(Δ); see interp.score_bound",
             ),
             "score_min": stats["score_min"],

@@ -1,9 +1,12 @@
-"""Layers side by side: Datasets of single layers become one Dataset with a leading layer dimension."""
+"""Layers side by side: Datasets of single layers become one Dataset, and an error says which layer it is about."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import xarray as xr
+
+from hooks.errors import InputError
 
 
 def stack_layers(datasets: Mapping[int, xr.Dataset]) -> xr.Dataset:
@@ -25,6 +28,15 @@ def stack_layers(datasets: Mapping[int, xr.Dataset]) -> xr.Dataset:
         combine_attrs="override",
     )
     return stacked
+
+
+@contextmanager
+def named_layer(layer: int) -> Iterator[None]:
+    """Say in an InputError which layer's tensors it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"layer {layer}: {error}") from error
 
 
 def _missing(name: str, dtype: np.dtype) -> object:

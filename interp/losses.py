@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks.errors import StageError
+from hooks.errors import InputError, StageError
 from interp.labels import result_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def loss_by_position(cap: "Capture", bins: int = 32) -> xr.Dataset:
 
     Raises:
         StageError: the capture holds no loss.
+        InputError: bins below 1.
     """
     if not len(cap.loss):
         raise StageError(
@@ -43,11 +44,13 @@ def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"]
     Returns:
         The Dataset of `loss_by_position`.
     """
+    if bins < 1:
+        raise InputError(f"bins={bins}: ask for at least one stretch of positions")
     loss, position = nll.double().cpu().numpy(), positions.cpu().numpy()[1:]
     starts = np.unique(np.linspace(0, len(loss), min(bins, len(loss)) + 1).astype(int))[:-1]
     count = np.diff(np.append(starts, len(loss)))
     mean = np.add.reduceat(loss, starts) / count
-    variance = np.add.reduceat((loss - np.repeat(mean, count)) ** 2, starts) / np.maximum(count - 1, 1)
+    variance = np.add.reduceat((loss - np.repeat(mean, count)) ** 2, starts) / np.where(count > 1, count - 1, np.nan)
     attrs = {"units": "nats", "formula": "−ln p(token)"}
     binned = "position_bin"
     result = xr.Dataset(
@@ -62,7 +65,7 @@ def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"]
             "loss_stderr": (
                 binned,
                 np.sqrt(variance / count),
-                {**attrs, "description": "standard error of that mean, tokens taken as independent"},
+                {**attrs, "description": "standard error of that mean, tokens taken as independent; NaN of one token"},
             ),
             "count": (binned, count, {"units": "token", "description": "predicted tokens in this stretch"}),
         },

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks.errors import InputError
+from hooks.errors import InputError, TextError
 from interp.pattern_rows import HeadRows
 from interp.texts import Text, as_text, standard_text, tokenise
 
@@ -56,16 +56,23 @@ def plant_needle(
         haystack: what surrounds it; None is the standard text.
 
     Raises:
-        InputError: a depth outside 0 … 1, or too few tokens for needle, question and answer.
-        TextError: an empty haystack.
+        InputError: a depth outside 0 … 1, an empty needle, or too few tokens for needle, question and answer.
+        TextError: an empty haystack, or one that is too short.
     """
     if not 0 <= depth <= 1:
         raise InputError(f"depth={depth}: give a share of the haystack from 0 to 1")
     needle, asked = (model.to_tokens(text, prepend_bos=False)[0].cpu() for text in (sentence, question))
+    if not len(needle):
+        raise InputError(f"sentence={sentence!r} has no tokens: give the sentence that is to be found again")
     rest = n_tokens - 2 * len(needle) - len(asked)
     if rest < 2:
         raise InputError(f"n_tokens={n_tokens}: needle, question and answer alone take {n_tokens - rest}; give more")
     hay = tokenise(model, standard_text() if haystack is None else as_text(haystack), rest)[0][0].cpu()
+    if len(hay) < rest:
+        raise TextError(
+            f"the haystack has {len(hay):,} tokens and n_tokens={n_tokens:,} needs {rest:,}: give a longer one, or "
+            "None for the standard text, which repeats"
+        )
     at = 1 + round(depth * (len(hay) - 1))
     tokens = torch.cat([hay[:at], needle, hay[at:], asked, needle])
     return Needle(tokens, slice(at, at + len(needle)), slice(len(tokens) - len(needle), len(tokens)))

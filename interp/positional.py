@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from hooks.errors import InputError
 from interp.labels import described, result_of
 
 if TYPE_CHECKING:
@@ -126,15 +127,26 @@ def bin_distances(bias: xr.Dataset, per_octave: int = 4) -> xr.Dataset:
 
 
 def typical_distance(bias: xr.Dataset, share: float = 0.5) -> xr.DataArray:
-    """The distance within which a head spends this share of its attention, over (layer, head), in tokens."""
-    mass = bias["attention_share"].fillna(0).cumsum("distance")
-    index = (mass < share * (1 - 1e-9)).sum("distance").clip(max=bias.sizes["distance"] - 1)
-    distance = bias["distance"].values[index.values]
+    """The distance within which a head spends this share of its attention, over (layer, head), in tokens.
+
+    Args:
+        bias: a `positional_bias` Dataset. Keys that follow the query count by |Δ|.
+        share: the share, above 0 and at most 1.
+
+    Raises:
+        InputError: another share.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"share={share}: give a share of the attention above 0 and at most 1, such as 0.5")
+    size = abs(bias["distance"])
+    mass = bias["attention_share"].fillna(0).groupby(size.rename("size")).sum().cumsum("size")
+    index = (mass < share * (1 - 1e-9)).sum("size").clip(max=mass.sizes["size"] - 1).transpose("layer", "head")
+    distance = mass["size"].values[index.values]
     return described(
         xr.DataArray(distance, coords={"layer": bias["layer"], "head": bias["head"]}, dims=("layer", "head")),
         "token",
         f"distance within which the head spends {share:.0%} of its attention",
-        f"smallest Δ with Σ over distances up to Δ of attention_share ≥ {share:g}",
+        f"smallest Δ with Σ over distances of at most Δ of attention_share ≥ {share:g}",
     )
 
 

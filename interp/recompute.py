@@ -139,4 +139,5 @@ def _rotated(
     kind = torch.promote_types(x.dtype, torch.float32) if exact else x.dtype
     cos, sin = rotary(positions[None], length=int(cap.positions.max()) + 1, dtype=kind)
     cos, sin = silenced(cos, zero_pairs), silenced(sin, zero_pairs)
-    return rotate(x[None], cos, sin, interleaved=bool(rope.interleaved), in_float32=cfg.rope_in_float32)[0]
+    narrow = cfg.rope_in_float32 and x.dtype != torch.float64  # who asks for float64 asks without the model's rounding
+    return rotate(x[None], cos, sin, interleaved=bool(rope.interleaved), in_float32=narrow)[0]

@@ -38,7 +38,7 @@ _VARIABLES = {
     ),
     "bound": (
         "score",
-        "no score of this head can be larger in size, whatever the text of this length",
+        "no score of this head can be larger in size (under ALiBi: higher), whatever the text of this length",
         "see interp.score_bound",
     ),
     "utilisation": ("1", "largest observed score as a share of the bound", "max |s_ij| / bound; max s_ij with ALiBi"),
@@ -217,4 +217,5 @@ def _named(layer: int, variant: str) -> Iterator[None]:
     try:
         yield
     except (InputError, StageError) as error:
-        raise type(error)(f"layer {layer}, {variant}: {error}") from error
+        about_it = str(error).removeprefix(f"layer {layer}: ")
+        raise type(error)(f"layer {layer}, {variant}: {about_it}") from error

@@ -26,7 +26,7 @@ _VARIABLES = {
     "score_std": ("score", "standard deviation of the score", "sqrt(mean (s_ij − mean)²)"),
     "bound": (
         "score",
-        "no score of this head can be larger in size, whatever the text of this length",
+        "no score of this head can be larger in size (under ALiBi: higher), whatever the text of this length",
         "see interp.score_bound",
     ),
     "utilisation": ("1", "largest observed score as a share of the bound", "max |s_ij| / bound"),

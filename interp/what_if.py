@@ -119,13 +119,14 @@ class _Setting:
 def _pair_index(
     schedules: "Mapping[int, RopeConfig | None]", d_head: int, zero_pairs: int | slice | Sequence[int]
 ) -> tuple[int, ...]:
-    """Indices of the frequency pairs to silence."""
+    """Indices of the frequency pairs to silence; a band that selects none would pass for one without effect."""
     n_pairs = max((rope.width(d_head) // 2 for rope in schedules.values() if rope is not None), default=0)
-    if isinstance(zero_pairs, slice):
-        return tuple(range(n_pairs)[zero_pairs])
-    pairs = np.atleast_1d(np.asarray(zero_pairs)).tolist()
-    if pairs and not n_pairs:
+    is_slice = isinstance(zero_pairs, slice)
+    pairs = list(range(n_pairs)[zero_pairs]) if is_slice else np.atleast_1d(np.asarray(zero_pairs)).tolist()
+    if (pairs or is_slice) and not n_pairs:
         raise InputError("zero_pairs names frequency pairs, and under this setting nothing rotates: give a rope")
+    if is_slice and not pairs:
+        raise InputError(f"zero_pairs={zero_pairs} selects no frequency pair: they are 0 to {n_pairs - 1}")
     wrong = [pair for pair in pairs if type(pair) is not int or not 0 <= pair < n_pairs]
     if wrong:
         raise InputError(f"zero_pairs holds {wrong[0]}: the frequency pairs are 0 to {n_pairs - 1}")

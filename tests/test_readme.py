@@ -59,4 +59,5 @@ def test_every_command_it_names_exists_with_its_options():
     assert {"report", "capture", "resume", "info", "hooks", "stats"} <= {name for name, _ in lines}
     for name, rest in lines:
         parameters = inspect.signature(commands[name]).parameters
-        assert {option.replace("-", "_") for option in re.findall(r"--([\w-]+)", rest)} <= set(parameters), name
+        options = re.findall(r"--(?:no-)?([\w-]+)", rest)
+        assert {option.replace("-", "_") for option in options} <= set(parameters), name

@@ -14,7 +14,7 @@ GLOSSARY: dict[str, tuple[tuple[str, str], ...]] = {
         ("wavelength, λ", "the distance in tokens over which a pair turns once, 2π / inv_freq"),
         (
             "bound",
-            "the largest score that the norm's weights allow, whatever the text; none without QK-norm, clip or cap",
+            "the largest score that the norm's weights allow at this length; none without QK-norm, clip or cap",
         ),
         (
             "weighted by value",

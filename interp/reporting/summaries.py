@@ -123,7 +123,7 @@ def _bound_sentences(ranges: xr.Dataset) -> list[str]:
     low, high = number(float(bound.min())), number(float(bound.max()))
     limit = f"±{high}" if low == high else f"±{low} to ±{high}, depending on the head"
     return [
-        f"The weights prove that no text can push a score beyond {limit}. "
+        f"The weights prove that no text of this length can push a score beyond {limit}. "
         f"{head_label(layer, head)} comes nearest, at {share:.1%} of its bound."
     ]
 

@@ -186,6 +186,9 @@ def test_layers_that_do_not_rotate_are_left_out_or_refused():
         frequency_bias(capture(tiny_model(rope=None), random_tokens(30)[0]))
     with pytest.raises(StageError, match="no head 4: the heads are 0 to 3"):
         frequency_bias(cap, heads=4)
+    for wrong in (1.7, [True, False, True, False], ["1"]):
+        with pytest.raises(StageError, match="give the number of a head"):
+            frequency_bias(cap, heads=wrong)
 
 
 def test_it_says_when_scores_are_soft_capped():

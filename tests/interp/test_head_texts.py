@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_hooked import random_tokens, tiny_config, tiny_model
 
-from hooks.errors import InputError
+from hooks.errors import InputError, TextError
 from interp.captures import capture
 from interp.copies import Copies
 from interp.heads import head_summary
@@ -106,3 +106,7 @@ def test_a_needle_is_planted_at_its_depth(depth):
         plant_needle(_Worded(), 15, sentence="needle", question="where?")
     with pytest.raises(InputError, match="depth=2"):
         plant_needle(_Worded(), 400, 2)
+    with pytest.raises(InputError, match="sentence='' has no tokens"):
+        plant_needle(_Worded(), 400, sentence="")
+    with pytest.raises(TextError, match="the haystack has 9 tokens and n_tokens=400 needs 382"):
+        plant_needle(_Worded(), 400, sentence="needle", question="where?", haystack="hay hay ")

@@ -302,7 +302,7 @@ def test_bad_input_says_what_would_have_helped(kinds):
         head_summary(cap, needle=other)
     bad = capture(tiny_model(), random_tokens(30))
     bad.k(1)[3] = torch.inf
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with pytest.raises(InputError, match="layer 1: k holds NaN or infinity"):
         head_summary(bad)
 
 

@@ -6,6 +6,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hooks.errors import InputError
 from interp import plots
 from interp.figures import images, theme
 from interp.losses import loss_by_position
@@ -103,6 +104,19 @@ def test_typical_distance_is_the_smallest_that_holds_the_share(n, share):
     np.testing.assert_array_equal(typical_distance(bias, share), expected)
 
 
+def test_typical_distance_counts_keys_on_both_sides():
+    share = np.array([0.1, 0.0, 0.3, 0.05, 0.2, 0.35])  # of Δ from −3 to 2
+    bias = xr.Dataset(
+        {"attention_share": (("layer", "head", "distance"), share[None, None])},
+        {"layer": [0], "head": [0], "distance": np.arange(-3, 3)},
+    )
+    for wanted, expected in ((0.05, 0), (0.5, 1), (0.56, 2), (0.95, 3), (1.0, 3)):
+        assert typical_distance(bias, wanted).item() == expected
+    for wrong in (0, -1, 50):
+        with pytest.raises(InputError, match="above 0 and at most 1"):
+            typical_distance(bias, wrong)
+
+
 @pytest.mark.parametrize(
     ("layers", "heads", "n", "window"), [(1, 1, 1, 0), (2, 3, 2, 1), (3, 1, 97, 8), (30, 9, 4001, 512)]
 )
@@ -175,6 +189,9 @@ def test_loss_bins_cover_every_token_once(n):
     np.testing.assert_allclose(total, cap.loss.double().sum().item())
     np.testing.assert_allclose(loss["running_mean"].values[-1], cap.loss.double().mean().item())
     np.testing.assert_array_equal(plots.loss_by_position(loss).data[0].y, loss["loss_mean"].values)
+    np.testing.assert_array_equal(np.isnan(loss["loss_stderr"]), loss["count"] < 2)
+    with pytest.raises(InputError, match="bins=0"):
+        loss_by_position(cap, bins=0)
 
 
 def test_map_png_has_the_pixels_it_should(tmp_path):

@@ -27,8 +27,9 @@ AFTER = QKNormConfig(position="after_rope")
         {"qk_norm": QKNormConfig(kind="l2", position="after_rope", affine=False, scale=10.0)},
         {"rope": RopeConfig(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)},
         {"rope": RopeConfig(rope_theta=1e4, rotary_dim=6, interleaved=True), "window_size": 11},
+        {"rope_in_float32": True, "dtype": torch.bfloat16},
     ],
-    ids=["norm, rope", "clip, rope", "layer norm, rope", "rope, rms", "rope, l2", "yarn", "partial"],
+    ids=["norm, rope", "clip, rope", "layer norm, rope", "rope, rms", "rope, l2", "yarn", "partial", "float32 tables"],
 )
 def test_scores_depend_on_distance_alone(changes):
     found = relativity_error(capture(tiny_model(**changes), random_tokens(N)[0]), SHIFTS)

@@ -207,6 +207,9 @@ def test_zeroed_pairs_add_nothing(position):
         what_if_rope(cap, cap.cfg.rope, zero_pairs=[8])
     with pytest.raises(InputError, match="nothing rotates"):
         what_if_rope(cap, None, zero_pairs=[1])
+    for band, rope in ((slice(0, 3), None), (slice(40, 60), cap.cfg.rope), (slice(3, 3), cap.cfg.rope)):
+        with pytest.raises(InputError, match="nothing rotates" if rope is None else "selects no frequency pair"):
+            what_if_rope(cap, rope, zero_pairs=band)
 
 
 def test_zeroed_pairs_end_where_the_rotation_ends():
