@@ -105,16 +105,16 @@ def _write(plan: "CapturePlan", out: str, *, force: bool) -> None:
     """Say what it will cost, capture, and say what was written."""
     from interp.storage.capture_cost import Pace, size_estimate, time_estimate
     from interp.storage.capture_writing import write_capture
-    from interp.storage.manifest import MANIFEST
+    from interp.storage.manifest import MANIFEST, read_manifest
 
     started = time.monotonic()
     typer.echo(size_estimate(plan, Path(out)))
-    typer.echo(time_estimate(plan))
+    begun = Path(out) / MANIFEST
+    typer.echo(time_estimate(plan, read_manifest(Path(out)).blocks_run if begun.is_file() else 0))
     try:
         cap = write_capture(plan, out, force=force, watch=Pace(plan, typer.echo))
     except KeyboardInterrupt:
-        begun = (Path(out) / MANIFEST).is_file()
-        again = f"go on with: ropescope resume {out}" if begun else "nothing was captured yet: run it again"
+        again = f"go on with: ropescope resume {out}" if begun.is_file() else "nothing was captured yet: run it again"
         raise InterruptedRunError(f"interrupted; {again}") from None
     typer.echo(f"wrote {out} ({cap.n_bytes / 1e6:,.1f} MB of q, k and v) in {time.monotonic() - started:.0f} s")
 

@@ -30,15 +30,16 @@ def size_estimate(plan: "CapturePlan", directory: Path) -> str:
 
 
 @torch.no_grad()
-def time_estimate(plan: "CapturePlan") -> str:
-    """One line: how long the run takes at the speed of a trial, one block on the first tokens."""
+def time_estimate(plan: "CapturePlan", blocks_run: int = 0) -> str:
+    """One line: how long what is left takes at the speed of a trial, one block on the first tokens."""
     tokens = plan.tokens[:, :_TRIAL_TOKENS]
     stream, context = plan.model.embed_tokens(tokens), plan.model.context(tokens)
     plan.model.blocks[0](stream, context)  # the first call allocates
     before = time.monotonic()
     plan.model.blocks[0](stream, context)
     rate = block_operations(plan.model.cfg, 0, tokens.shape[1]) / max(time.monotonic() - before, 1e-6)
-    return f"at the speed of a trial on {tokens.shape[1]:,} tokens it takes about {_duration(_operations(plan) / rate)}"
+    takes = _duration(_operations(plan, blocks_run) / rate)
+    return f"at the speed of a trial on {tokens.shape[1]:,} tokens it takes about {takes}"
 
 
 def _operations(plan: "CapturePlan", start: int = 0) -> float:

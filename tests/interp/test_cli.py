@@ -141,6 +141,7 @@ def test_capture_info_and_report(run, tiny, tmp_path):
     assert (status, err) == (0, "")
     size = 2 * 50 * (2 * (2 + 2) + 2) * 32 * 4
     assert f"50 tokens × 2 layers: {size:,} bytes of q, k and v in c, where patterns would take" in out
+    assert out.splitlines()[1].startswith("at the speed of a trial on 50 tokens it takes about ")
     assert "layer 0 took" in out
     assert out.splitlines()[-1].startswith("wrote c (")
     assert run("capture", "--tokens", 50, "--layers", "0,2", "--stages", "pre_rope", "--out", "c")[0] == 0
@@ -182,6 +183,24 @@ def test_an_interrupted_capture_says_how_to_go_on(run, tiny, monkeypatch):
     status, out, _ = run("resume", "c")
     assert status == 0
     assert out.splitlines()[-1].startswith("wrote c (")
+
+
+def test_an_interrupt_before_anything_is_written_says_so(run, tiny, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("interp.storage.capture_writing.weight_hash", interrupt)
+    status, _, err = run("capture", "--tokens", 20, "--out", "c")
+    assert (status, err) == (130, "error: interrupted; nothing was captured yet: run it again\n")
+
+
+def test_every_damaged_file_is_named(run, tiny, tmp_path):
+    run("capture", "--tokens", 20, "--out", "c")
+    (tmp_path / "c" / "layer_001.safetensors").unlink()
+    (tmp_path / "c" / "loss.safetensors").write_bytes(b"short")
+    line = one_line_error(*run("info", "c", "--verify"))
+    assert "layer_001.safetensors is missing" in line
+    assert "loss.safetensors has 5 bytes" in line
 
 
 def test_wrong_captures_are_one_line(run, tiny, tmp_path):
