@@ -88,6 +88,7 @@ def bound_by_distance(
             ),
         }
     ).transpose("layer", "head", "distance", ...)
+    out["bound"].attrs["side"] = bound_side(cap, chosen)
     return result_of("bound_by_distance", out, "proven and observed scores of each head against distance")
 
 
@@ -220,6 +221,11 @@ def _norm_reach(
     radius = 1.0 if cfg.qk_norm.kind == "l2" else width**0.5
     longest = radius * gain.double().cpu().abs().amax(-1)
     return longest if bias is None else longest + bias.double().cpu().norm(dim=-1)
+
+
+def bound_side(cap: "Capture", layers: Sequence[int]) -> str:
+    """Where a bound holds: on "both" sides of zero, or only "above", because ALiBi lowers scores without end."""
+    return "both" if all(cap.spec(layer).alibi_slopes is None for layer in layers) else "above"
 
 
 def linear(spec: "AttentionSpec") -> "AttentionSpec":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hooks.errors import InputError, StageError
 from interp.labels import result_of
-from interp.layer_bounds import bound_reason, chosen_layers, is_linear, layer_bound, linear
+from interp.layer_bounds import bound_reason, bound_side, chosen_layers, is_linear, layer_bound, linear
 from interp.progress import track
 from interp.recompute import recompute
 from interp.score_moments import PerHead, ScoreMoments, score_shape
@@ -121,6 +121,7 @@ def score_ranges(
             "layer_type": ("layer", [cap.cfg.layer_type(layer) for layer in chosen]),
         },
     )
+    out["bound"].attrs["side"] = bound_side(cap, chosen)
     said = ("score", "score that this share of the visible pairs stays below", "smallest s with P(s_ij ≤ s) ≥ q")
     out["quantile"] = ((*dims, "q"), at_level, _attrs(said))
     why = ("", "why there is no bound, or no such variant; empty where the bound exists", "")

@@ -7,7 +7,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.layer_bounds import layer_bound, linear
+from interp.layer_bounds import bound_side, layer_bound, linear
 from interp.progress import track
 from interp.score_moments import PerHead, ScoreMoments
 from interp.stages import steps_before
@@ -51,7 +51,10 @@ def stage_ranges(cap: "Capture") -> xr.Dataset:
         for stage in cap.stages(layer):
             for name, per_head in _one(cap, layer, stage).items():
                 values[name][row, :, stages.index(stage)] = per_head
-    attrs = {name: dict(zip(("units", "description", "formula"), row, strict=True)) for name, row in _VARIABLES.items()}
+    attrs: dict[str, dict[str, str]] = {
+        name: dict(zip(("units", "description", "formula"), row, strict=True)) for name, row in _VARIABLES.items()
+    }
+    attrs["bound"]["side"] = bound_side(cap, cap.layers)
     return xr.Dataset(
         {name: (("layer", "head", "stage"), array, attrs[name]) for name, array in values.items()},
         coords={

@@ -154,7 +154,9 @@ def bound_by_distance(
         title: heading of the figure.
     """
     bounds = with_heads(thinned(bounds))
-    largest = np.maximum(np.abs(bounds["score_min"]), np.abs(bounds["score_max"]))
+    largest = bounds["score_max"]
+    if bounds["bound"].attrs.get("side", "both") == "both":
+        largest = np.maximum(np.abs(bounds["score_min"]), np.abs(largest))
     bounds = bounds.assign(used=largest / bounds["bound"])
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
     for row, (name, label) in enumerate((("bound", "bound [score]"), ("used", "used, 1 is all")), start=1):

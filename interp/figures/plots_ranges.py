@@ -59,6 +59,7 @@ class _Panel:
         self.kinds = _kinds(part)
         self.low, self.high = self._flat(part, "min"), self._flat(part, "max")
         self.mean, self.bound = self._flat(part, "mean"), self._flat(part, "bound")
+        self.both_sides = "bound" not in part or part["bound"].attrs.get("side", "both") == "both"
         self.limit = self._flat(part, "float16_limit")
         self.inner = self._quantiles(part)
 
@@ -71,7 +72,8 @@ class _Panel:
 
     def draw(self, figure: go.Figure, row: int, shown: set[str]) -> None:
         """Add every trace; `shown` keeps each name in the legend once."""
-        self._line(figure, row, shown, self.bound, "proven bound", {"color": theme.BOUND, "width": 1.6})
+        bound = {"color": theme.BOUND, "width": 1.6}
+        self._line(figure, row, shown, self.bound, "proven bound", bound, (1, -1) if self.both_sides else (1,))
         limit = {"color": theme.LIMIT, "width": 1.2, "dash": "dot"}
         self._line(figure, row, shown, self.limit, "q·k reaches float16's largest number", limit)
         for kind, colour in theme.KIND_COLOUR.items():
@@ -123,19 +125,28 @@ class _Panel:
 
     def _hover(self) -> list[str]:
         """What a bar says of its head."""
-        rows = zip(self.heads, self.low, self.high, self.mean, self.bound, strict=True)
+        rows, sign = zip(self.heads, self.low, self.high, self.mean, self.bound, strict=True), "±" * self.both_sides
         return [
             f"{head_name(*head)}: {low:.4g} … {high:.4g}, mean {mean:.4g}"
-            + (f", bound ±{bound:.4g}" if np.isfinite(bound) else "")
+            + (f", bound {sign}{bound:.4g}" if np.isfinite(bound) else "")
             for head, low, high, mean, bound in rows
         ]
 
-    def _line(self, figure: go.Figure, row: int, shown: set[str], values: np.ndarray, name: str, line: dict) -> None:
-        """A limit on both sides of zero, one step per head."""
+    def _line(
+        self,
+        figure: go.Figure,
+        row: int,
+        shown: set[str],
+        values: np.ndarray,
+        name: str,
+        line: dict,
+        signs: tuple[int, ...] = (1, -1),
+    ) -> None:
+        """A limit on one or both sides of zero, one step per head."""
         if not np.isfinite(values).any():
             return
         steps = np.stack([self.x - 0.5, self.x + 0.5, np.full(len(self.x), np.nan)], axis=1).ravel()
-        for sign in (1, -1):
+        for sign in signs:
             figure.add_scatter(
                 x=steps,
                 y=np.repeat(sign * signed_log(values), 3),

@@ -50,13 +50,18 @@ ANALYSES: dict[str, Callable[[Capture], Any]] = {
     "positional_bias": lambda cap: interp.positional_bias(cap),
     "received_by_position": lambda cap: interp.received_by_position(cap),
     "sink_rate": lambda cap: interp.sink_rate(cap),
+    "loss_by_position": lambda cap: interp.loss_by_position(cap),
     "relativity_error": lambda cap: interp.relativity_error(cap),
     "frequency_bias": lambda cap: interp.frequency_bias(cap),
     "score_ranges": lambda cap: interp.score_ranges(cap),
     "precision_cost": lambda cap: interp.precision_cost(cap),
     "bound_by_distance": lambda cap: interp.bound_by_distance(cap),
     "head_summary": lambda cap: interp.typical_heads(interp.head_summary(cap)),
-    "patterns": lambda cap: (cap.pattern[cap.layers[-1], 0, -64:, :], cap.top_keys(cap.layers[-1], 0, query=-1)),
+    "patterns": lambda cap: (
+        cap.pattern[cap.layers[-1], 0, -64:, :],
+        cap.top_keys(cap.layers[-1], 0, query=-1),
+        interp.attention_map(cap, cap.layers[-1], 0),
+    ),
     "what_if_rope": lambda cap: interp.what_if_rope(cap, stretched(cap)),
     "what_if_rope, full effect": full_effect,
     "compare": compared,
@@ -87,10 +92,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = arguments.directory or str(Path(scratch) / "capture")
         in_own_process(make, arguments.model, arguments.tokens, directory)
+        too_much = []
         for analysis in arguments.only:
             seconds, peak = in_own_process(measure, analysis, directory)
-            within = "within" if peak <= LIMIT_GB else "OVER"
-            print(f"{analysis:<26} {seconds:7.1f} s, peak {peak:5.2f} GB ({within} {LIMIT_GB:g} GB)", flush=True)
+            too_much += [analysis] if peak > LIMIT_GB else []
+            print(f"{analysis:<26} {seconds:7.1f} s, peak {peak:5.2f} GB", flush=True)
+    if too_much:
+        raise SystemExit(f"more than {LIMIT_GB:g} GB: {', '.join(too_much)}")
 
 
 if __name__ == "__main__":

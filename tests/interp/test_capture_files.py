@@ -280,6 +280,17 @@ def test_statistics_that_cannot_be_kept_are_given_all_the_same(cap, monkeypatch)
     assert len(said) == 1
 
 
+def test_what_a_killed_process_left_among_the_statistics_goes_once_it_is_old(cap):
+    folder = cap.path / "statistics"
+    folder.mkdir()
+    old, new = folder / ".ropescope-old.tmp", folder / ".ropescope-new.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    cap.statistics(0, "keys")
+    assert not old.exists() and new.exists()
+
+
 def flip(path, at):
     """Change one byte of a file."""
     content = bytearray(path.read_bytes())

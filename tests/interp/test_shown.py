@@ -79,6 +79,19 @@ def test_bounds_are_drawn_with_the_share_that_was_used(cap):
     assert max(drawn[1].y) <= 1
 
 
+def test_under_alibi_a_bound_is_drawn_from_above_only(model):
+    slopes = (2.0, 1.0, 0.5, 0.25)
+    both, above = (interp.capture(m, random_tokens(N)[0]) for m in (model, model.with_config(alibi_slopes=slopes)))
+    for cap, lines in ((both, 2), (above, 1)):
+        ranges = interp.score_ranges(cap).sel(variant=["as_run"])
+        drawn = [trace for trace in plots.show(ranges).data if trace.name == "proven bound"]
+        assert len(drawn) == lines
+        used = [
+            trace.y for trace in plots.show(interp.bound_by_distance(cap)).data if trace.yaxis == "y2" and trace.name
+        ]
+        assert len(used) == 8 and np.nanmax(np.concatenate(used)) <= 1
+
+
 def test_shifts_and_sinks_are_maps_of_their_numbers(cap):
     error = interp.relativity_error(cap, (1, 1000))
     panels = plots.show(error).data
