@@ -138,10 +138,11 @@ def typical_distance(bias: xr.Dataset, share: float = 0.5) -> xr.DataArray:
     """
     if not 0 < share <= 1:
         raise InputError(f"share={share}: give a share of the attention above 0 and at most 1, such as 0.5")
-    size = abs(bias["distance"])
-    mass = bias["attention_share"].fillna(0).groupby(size.rename("size")).sum().cumsum("size")
-    index = (mass < share * (1 - 1e-9)).sum("size").clip(max=mass.sizes["size"] - 1).transpose("layer", "head")
-    distance = mass["size"].values[index.values]
+    size = np.abs(bias["distance"].values)
+    spent = bias["attention_share"].fillna(0).transpose("layer", "head", "distance").values
+    mass = np.zeros((int(size.max()) + 1, *spent.shape[:2]))
+    np.add.at(mass, size, np.moveaxis(spent, -1, 0))
+    distance = (mass.cumsum(0) < share * (1 - 1e-9)).sum(0).clip(max=size.max())
     return described(
         xr.DataArray(distance, coords={"layer": bias["layer"], "head": bias["head"]}, dims=("layer", "head")),
         "token",

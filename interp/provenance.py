@@ -63,9 +63,8 @@ def weight_hash(model: "HookedTransformer | AttachedTransformer") -> str:
     tensors = dict(model.named_parameters())
     original: Any = getattr(model, "original_model", None)
     if original is not None:
-        own = {
-            name: x for name, x in original.named_buffers() if not name.endswith("inv_freq")
-        }  # some change as it runs
+        # Rotary frequencies may change as it runs, and follow from the config.
+        own = {name: x for name, x in original.named_buffers() if not name.endswith("inv_freq")}
         tensors |= {f"buffer {name}": x for name, x in own.items()}
         digest.update(json.dumps(_lasting(original.config.to_dict()), sort_keys=True, default=str).encode())
     for name, parameter in sorted(tensors.items()):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hooks.attend import AttentionSpec
 from hooks.errors import InputError
+from interp.passes.block_height import block_height
 from interp.passes.statistics_dataset import Measured, build_dataset
-from interp.passes.statistics_pass import BUFFERS, Pass, block_height
+from interp.passes.statistics_pass import BUFFERS, Pass
 from interp.passes.statistics_schema import GROUPS, SINK_SIZES
 from interp.passes.subsampling import GroupErrors, sample_rows
 from interp.passes.totals import Totals

@@ -18,7 +18,6 @@ from interp.passes.totals import Totals, bin_of
 from interp.passes.visibility import Visibility
 
 BUFFERS = 4
-_MAX_HEIGHT = 128
 LARGE_SCORE = 32.0
 OVERFLOW = "a score overflows: q, k or the scale is too large. Give q and k as float64."
 
@@ -386,19 +385,3 @@ class Block:
 def _sum_by(index: Int[Tensor, " cell"], cells: Float[Tensor, "group cell"], size: int) -> Float[Tensor, "group size"]:
     """Sum cells that share an index."""
     return torch.stack([torch.bincount(index, weights=row, minlength=size) for row in cells])
-
-
-def block_height(
-    budget: int, buffers: int, visibility: Visibility, spec: AttentionSpec, dtype: torch.dtype, beside: int = 0
-) -> int:
-    """Query rows of a block of which `buffers` copies, with `beside` more numbers per row, fit into `budget` bytes."""
-    cells = max(budget // (buffers * dtype.itemsize), 1)
-    width = max(visibility.key.numel(), 1)
-    if spec.window is not None and spec.window < width:
-        band = (2 if spec.causal else 3) * spec.window
-        height = max(min(cells // (band + beside), spec.window, _MAX_HEIGHT), 1)
-        # Rows far apart see far more keys together than each for itself: sampled ones, say.
-        while height > 1 and visibility.band_width(height) > band:
-            height //= 2
-        return height
-    return max(min(cells // (width + beside), _MAX_HEIGHT), 1)
