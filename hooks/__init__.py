@@ -8,29 +8,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hooks import recipes
-    from hooks.attend import AttentionSpec
-    from hooks.config import HookedTransformerConfig, QKNormConfig, RopeConfig
-    from hooks.errors import (
-        AttachError,
-        ConfigError,
-        HookNameError,
-        MaterializationError,
-        RopescopeError,
-        WeightError,
-    )
+    from hooks.config.attention_spec import AttentionSpec
+    from hooks.config.qk_norm import QKNormConfig
+    from hooks.config.rope import RopeConfig
+    from hooks.config.transformer import HookedTransformerConfig
+    from hooks.errors import AttachError, ConfigError, HookNameError, MaterializationError, RopescopeError, WeightError
     from hooks.model import ContextLengthWarning, HookedTransformer
 
 _HOME = {
     "AttachError": "hooks.errors",
-    "AttentionSpec": "hooks.attend",
+    "AttentionSpec": "hooks.config.attention_spec",
     "ConfigError": "hooks.errors",
     "ContextLengthWarning": "hooks.model",
     "HookNameError": "hooks.errors",
     "HookedTransformer": "hooks.model",
-    "HookedTransformerConfig": "hooks.config",
+    "HookedTransformerConfig": "hooks.config.transformer",
     "MaterializationError": "hooks.errors",
-    "QKNormConfig": "hooks.config",
-    "RopeConfig": "hooks.config",
+    "QKNormConfig": "hooks.config.qk_norm",
+    "RopeConfig": "hooks.config.rope",
     "RopescopeError": "hooks.errors",
     "WeightError": "hooks.errors",
     "recipes": "hooks.recipes",

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,22 +11,26 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.hook_points import HookPoint
 
-from hooks.attend import AttentionSpec
-from hooks.attention import AttentionContext
-from hooks.block import Block
-from hooks.cache import check_full_fits
-from hooks.config import HookedTransformerConfig, QKNormConfig
+from hooks.attached.attaching import attach
+from hooks.attached.transformer import AttachedTransformer
+from hooks.base.cache import check_full_fits
+from hooks.base.lens_surface import LensMixin
+from hooks.base.module import NamedHooksModule
+from hooks.base.registry import HookRegistry
+from hooks.base.tokenizing import TokenizingMixin
+from hooks.config.attention_spec import AttentionSpec
+from hooks.config.qk_norm import QKNormConfig
+from hooks.config.rope_inherited import inherited_rope
+from hooks.config.steps import attention_steps
+from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, InputError
-from hooks.hooking import NamedHooksModule
-from hooks.lens import LensMixin
-from hooks.names import HookRegistry, attention_steps
-from hooks.norms import Norm
-from hooks.rope import Rotary
-from hooks.rope_settings import inherited_rope, same_frequencies
-from hooks.tokenizing import TokenizingMixin
-
-if TYPE_CHECKING:
-    from hooks.attached import AttachedTransformer
+from hooks.functional.rope import same_frequencies
+from hooks.loading.sources import read_source
+from hooks.loading.weights import adopt_weights
+from hooks.modules.attention import AttentionContext
+from hooks.modules.block import Block
+from hooks.modules.norms import Norm
+from hooks.modules.rotary import Rotary
 
 ReturnType = Literal["logits", "loss", "both"]
 _LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
@@ -116,13 +120,18 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             ConfigError: the source's config has a key that its family's row does not know.
             WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged.
         """
-        from hooks.checkpoint import load_pretrained
-
-        return load_pretrained(source, rope=rope, qk_norm=qk_norm, dtype=dtype, device=device)
+        checkpoint = read_source(source, dtype=dtype, device=device)
+        model = cls(checkpoint.cfg, checkpoint.tokenizer, _empty=True)
+        adopt_weights(
+            model, checkpoint.family, checkpoint.weights, checkpoint.where, check_finite=checkpoint.check_finite
+        )
+        model.eval().loaded_from = checkpoint.origin
+        changes = {name: value for name, value in (("rope", rope), ("qk_norm", qk_norm)) if value is not None}
+        return model.with_config(**changes) if changes else model
 
     @classmethod
-    def attach(cls, model: Any, tokenizer: Any = None) -> "AttachedTransformer":
-        """The same hook names on any transformers decoder, on its own code and weights; see `hooks.attach.attach`.
+    def attach(cls, model: Any, tokenizer: Any = None) -> AttachedTransformer:
+        """The same hook names on any transformers decoder, on its own code and weights; see `hooks.attached.attaching`.
 
         Args:
             model: a live transformers decoder, or a TransformerBridge (its original model is attached).
@@ -131,12 +140,10 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         Raises:
             AttachError: its attention cannot be reached through transformers' AttentionInterface.
         """
-        from hooks.attach import attach
-
         return attach(model, tokenizer)
 
     def attention_steps(self, layer: int, tensor: Literal["q", "k", "v"]) -> tuple[str, ...]:
-        """The steps between projection and score of q, k or v in one layer; see `hooks.names.attention_steps`."""
+        """The steps between projection and score of q, k or v in one layer; see `hooks.config.steps`."""
         return attention_steps(self.cfg, layer, tensor)
 
     def with_config(self, **changes: Any) -> "HookedTransformer":

@@ -9,61 +9,60 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp import plots
-    from interp.captures import Capture, capture
-    from interp.comparison import compare, ranked
-    from interp.frequencies import frequency_bias
-    from interp.heads import head_summary, head_table, typical_heads
-    from interp.layer_bounds import bound_by_distance
-    from interp.losses import loss_by_position
-    from interp.needles import plant_needle
-    from interp.patterns import attention_map, attention_pattern
-    from interp.positional import positional_bias, typical_distance
-    from interp.precision import precision_cost
-    from interp.ranges import score_bound, score_quantile
-    from interp.received import received_by_position
-    from interp.relativity import relativity_error
-    from interp.repeated_text import repeated_tokens
-    from interp.reports import report
-    from interp.score_table import score_ranges
-    from interp.sinks import first_token_mass, sink_rate
-    from interp.statistics import attention_statistics
-    from interp.storage.capture_files import open_capture
-    from interp.storage.capture_resume import resume
-    from interp.texts import standard_text
-    from interp.what_if import what_if_rope
+    from interp.analyses.counterfactual.relativity import relativity_error
+    from interp.analyses.counterfactual.what_if import what_if_rope
+    from interp.analyses.heads.comparison import compare, ranked
+    from interp.analyses.heads.summary import head_summary, head_table, typical_heads
+    from interp.analyses.patterns.windows import attention_map, attention_pattern
+    from interp.analyses.position.distance import positional_bias, typical_distance
+    from interp.analyses.position.frequencies import frequency_bias
+    from interp.analyses.position.losses import loss_by_position
+    from interp.analyses.position.received import received_by_position
+    from interp.analyses.position.sinks import first_token_mass, sink_rate
+    from interp.analyses.scores.bound import score_bound
+    from interp.analyses.scores.by_variant import score_ranges
+    from interp.analyses.scores.layer_bounds import bound_by_distance
+    from interp.analyses.scores.precision import precision_cost
+    from interp.captures import Capture, capture, open_capture, resume
+    from interp.measure.quantiles import score_quantile
+    from interp.measure.statistics import attention_statistics
+    from interp.reporting.page import report
+    from interp.texts.needles import plant_needle
+    from interp.texts.repeated import repeated_tokens
+    from interp.texts.texts import standard_text
 
 _HOME = {
     "Capture": "interp.captures",
-    "attention_map": "interp.patterns",
-    "attention_pattern": "interp.patterns",
-    "attention_statistics": "interp.statistics",
-    "bound_by_distance": "interp.layer_bounds",
+    "attention_map": "interp.analyses.patterns.windows",
+    "attention_pattern": "interp.analyses.patterns.windows",
+    "attention_statistics": "interp.measure.statistics",
+    "bound_by_distance": "interp.analyses.scores.layer_bounds",
     "capture": "interp.captures",
-    "compare": "interp.comparison",
-    "first_token_mass": "interp.sinks",
-    "frequency_bias": "interp.frequencies",
-    "head_summary": "interp.heads",
-    "head_table": "interp.heads",
-    "loss_by_position": "interp.losses",
-    "open_capture": "interp.storage.capture_files",
-    "plant_needle": "interp.needles",
+    "compare": "interp.analyses.heads.comparison",
+    "first_token_mass": "interp.analyses.position.sinks",
+    "frequency_bias": "interp.analyses.position.frequencies",
+    "head_summary": "interp.analyses.heads.summary",
+    "head_table": "interp.analyses.heads.summary",
+    "loss_by_position": "interp.analyses.position.losses",
+    "open_capture": "interp.captures",
+    "plant_needle": "interp.texts.needles",
     "plots": "interp.plots",
-    "positional_bias": "interp.positional",
-    "precision_cost": "interp.precision",
-    "ranked": "interp.comparison",
-    "received_by_position": "interp.received",
-    "relativity_error": "interp.relativity",
-    "repeated_tokens": "interp.repeated_text",
-    "report": "interp.reports",
-    "resume": "interp.storage.capture_resume",
-    "score_bound": "interp.ranges",
-    "score_quantile": "interp.ranges",
-    "score_ranges": "interp.score_table",
-    "sink_rate": "interp.sinks",
-    "standard_text": "interp.texts",
-    "typical_distance": "interp.positional",
-    "typical_heads": "interp.heads",
-    "what_if_rope": "interp.what_if",
+    "positional_bias": "interp.analyses.position.distance",
+    "precision_cost": "interp.analyses.scores.precision",
+    "ranked": "interp.analyses.heads.comparison",
+    "received_by_position": "interp.analyses.position.received",
+    "relativity_error": "interp.analyses.counterfactual.relativity",
+    "repeated_tokens": "interp.texts.repeated",
+    "report": "interp.reporting.page",
+    "resume": "interp.captures",
+    "score_bound": "interp.analyses.scores.bound",
+    "score_quantile": "interp.measure.quantiles",
+    "score_ranges": "interp.analyses.scores.by_variant",
+    "sink_rate": "interp.analyses.position.sinks",
+    "standard_text": "interp.texts.texts",
+    "typical_distance": "interp.analyses.position.distance",
+    "typical_heads": "interp.analyses.heads.summary",
+    "what_if_rope": "interp.analyses.counterfactual.what_if",
 }
 
 __all__ = [
@@ -113,6 +112,6 @@ def __dir__() -> list[str]:
 
 
 if "IPython" in sys.modules:  # results draw themselves in a notebook; without one nothing of it is imported
-    from interp.figures.display import register
+    from interp.display import register
 
     register()

@@ -30,7 +30,7 @@ from plotly.subplots import make_subplots
 
 from hooks import HookedTransformer
 from interp import standard_text
-from interp.figures import theme
+from interp.plots import theme
 
 pio.templates.default = "ropescope"
 pd.set_option("display.max_colwidth", None)

@@ -30,7 +30,7 @@ import plotly.io as pio
 
 from hooks import HookedTransformer, recipes
 from interp import capture, loss_by_position, open_capture, plots, positional_bias, standard_text
-from interp.figures import theme
+from interp.plots import theme
 
 pio.templates.default = "ropescope"
 

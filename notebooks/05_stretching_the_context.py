@@ -30,7 +30,7 @@ import torch
 
 from hooks import ContextLengthWarning, HookedTransformer, RopeConfig
 from interp import attention_statistics, capture, loss_by_position, plots, standard_text
-from interp.figures import theme
+from interp.plots import theme
 
 pio.templates.default = "ropescope"
 # The model would warn that positions are beyond its training, which is the point here.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import Shape, tiny_model
 
-from hooks.families import FAMILIES, LIMITS
+from hooks.families.table import FAMILIES, LIMITS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_its_commands_are_those_of_the_package():
 
 
 def test_every_command_it_names_exists_with_its_options():
-    from interp.cli import app
+    from interp.cli.command import app
 
     commands = {(c.name or c.callback.__name__): c.callback for c in app.registered_commands}
     code = re.findall(r"```bash\n(.*?)```|`([^`\n]+)`", README, flags=re.DOTALL)

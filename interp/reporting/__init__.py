@@ -1,1 +1,4 @@
-"""What a report says and shows, part by part; `interp.reports` writes it."""
+"""One HTML file on a capture.
+
+May import: what interp.storage may, and interp.storage.
+"""

@@ -1,1 +1,4 @@
-"""Captures on disk: what is planned, written, locked, resumed, checked and read again."""
+"""How a capture is kept on disk, killed at any moment and gone on with.
+
+May import: what interp.recording may, and interp.recording.
+"""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hooks.errors import CaptureDamagedError, CaptureError, OutputError
-from interp.files import replace_file
-from interp.stages import STAGES, STEPS
+from interp.common.files import replace_file
 from interp.storage.tensor_files import FileRecord, info_from_text, info_to_text
+from interp.tensors.stages import STAGES, STEPS
 
 FORMAT = 1
 MANIFEST = "manifest.json"

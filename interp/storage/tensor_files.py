@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hooks.errors import CaptureDamagedError
-from interp.files import replace_file
+from interp.common.files import replace_file
+from interp.tensors.layers import TensorInfo
 
 _ALIGNMENT = 64
 _CHUNK = 16 * 2**20
@@ -34,24 +35,6 @@ _CODES = {
 }
 _SHAPE = re.compile(r"\[(\d{1,15}(, \d{1,15}){0,7})?\]", re.ASCII)
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Shape and type of a tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of its data."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "TensorInfo":
-        """Of a tensor in memory."""
-        return cls(tuple(tensor.shape), tensor.dtype)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from playwright.sync_api import sync_playwright
 
 from hooks import HookedTransformer
 from interp import Capture, capture, plots, report
-from interp.positional import bin_distances, positional_bias
-from interp.texts import standard_text
+from interp.analyses.position.distance import positional_bias
+from interp.common.binning import bin_distances
+from interp.texts.texts import standard_text
 
 HERE = Path(__file__).parent
 N_TOKENS = 4096

@@ -20,7 +20,7 @@ from measuring import in_own_process
 
 import interp
 from hooks import HookedTransformer, RopeConfig
-from hooks.rope_settings import RopeSetting
+from hooks.config.rope_inherited import RopeSetting
 from interp import Capture, capture, open_capture, standard_text
 
 warnings.filterwarnings("ignore", message=".*beyond the .* tokens.*")

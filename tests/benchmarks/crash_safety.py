@@ -20,7 +20,7 @@ import torch
 from hooks import HookedTransformer
 from interp.captures import capture
 from interp.storage.manifest import read_manifest
-from interp.texts import standard_text
+from interp.texts.texts import standard_text
 
 _CONTEXT = multiprocessing.get_context("fork")
 

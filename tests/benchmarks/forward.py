@@ -16,7 +16,7 @@ from measuring import in_own_process, peak_above
 from reference_models import transformers_model
 
 from hooks import HookedTransformer
-from interp.texts import standard_text
+from interp.texts.texts import standard_text
 
 
 def tokens_of(model: HookedTransformer, n: int) -> torch.Tensor:

@@ -15,8 +15,8 @@ import time
 import torch
 from measuring import peak_above
 
-from hooks.attend import AttentionSpec
-from interp.frequencies import frequency_scores
+from hooks.config.attention_spec import AttentionSpec
+from interp.analyses.position.frequencies import frequency_scores
 
 
 def measure(n: int, d_head: int) -> None:

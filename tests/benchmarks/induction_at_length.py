@@ -13,9 +13,9 @@ import xarray as xr
 from measuring import peak_above
 
 from hooks import HookedTransformer
+from interp.analyses.heads.summary import head_summary, typical_heads
 from interp.captures import Capture, capture
-from interp.heads import head_summary, typical_heads
-from interp.repeated_text import repeated_tokens
+from interp.texts.repeated import repeated_tokens
 
 TOP = 10
 

@@ -12,7 +12,7 @@ import warnings
 import torch
 
 from hooks import HookedTransformer, RopeConfig
-from interp.texts import standard_text
+from interp.texts.texts import standard_text
 
 warnings.filterwarnings("ignore", message=".*beyond the .* tokens.*")
 N, WINDOW = 16_384, 2_048

@@ -19,7 +19,7 @@ import torch
 from measuring import in_own_process, peak_above
 
 from hooks import HookedTransformer, HookedTransformerConfig, RopeConfig, recipes
-from interp.texts import standard_text
+from interp.texts.texts import standard_text
 
 warnings.filterwarnings("ignore", message=".*beyond the .* tokens.*")
 ROWS = "blocks.*.attn.hook_attn_scores_rows"

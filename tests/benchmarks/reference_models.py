@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModelForCausalLM
 
-from hooks.model_store import prepared_model
+from hooks.loading.prepared import prepared_model
 
 
 def transformers_model(name: str, attention: str = "sdpa") -> torch.nn.Module:

@@ -10,8 +10,8 @@ import time
 import torch
 from measuring import in_own_process, peak_above
 
-from hooks.attend import AttentionSpec
-from interp.statistics import attention_statistics
+from hooks.config.attention_spec import AttentionSpec
+from interp.measure.statistics import attention_statistics
 
 
 def measure(n: int, window: int | None) -> tuple[float, float]:

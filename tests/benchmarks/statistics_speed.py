@@ -28,9 +28,9 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from hooks.attend import AttentionSpec
-from interp.passes.statistics_schema import GROUPS
-from interp.statistics import attention_statistics
+from hooks.config.attention_spec import AttentionSpec
+from interp.measure.schema import GROUPS
+from interp.measure.statistics import attention_statistics
 
 SHAPES = {"SmolLM2": (9, 3, 64), "Gemma 3": (4, 1, 256)}
 CORE = ("rows", "keys", "distances", "map")

@@ -9,7 +9,7 @@ import pytest
 from tiny_hooked import random_tokens, tiny_model
 
 from interp.captures import capture
-from interp.reports import report
+from interp.reporting.page import report
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="the browser tests need playwright: pip install playwright"

@@ -6,8 +6,8 @@ import torch
 from tiny_hooked import random_tokens, tiny_model
 
 from hooks import ConfigError, HookedTransformer, HookNameError, MaterializationError, QKNormConfig, RopeConfig
+from hooks.config.steps import attention_steps
 from hooks.errors import HookConflictError, InputError
-from hooks.names import attention_steps
 
 BOTH_ORDERS = ["before_rope", "after_rope"]
 N = 13
@@ -417,7 +417,7 @@ def test_bad_input_is_named():
 
 def test_a_cache_that_would_not_fit_says_what_to_leave_out(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr("hooks.cache.psutil.virtual_memory", lambda: type("M", (), {"available": 10_000})())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 10_000})())
     with pytest.raises(MaterializationError, match="names_filter"):
         model.run_with_cache(random_tokens(50))
 

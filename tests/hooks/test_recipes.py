@@ -11,8 +11,8 @@ from tiny_hooked import random_tokens, tiny_model
 from transformer_lens.hook_points import HookPoint
 
 from hooks import AttentionSpec, ConfigError, recipes
-from hooks.attention import attend_hooked
 from hooks.errors import InputError
+from hooks.modules.attention import attend_hooked
 
 POINTS = ("hook_attn_scores", "hook_pattern", "hook_attn_scores_rows", "hook_pattern_rows")
 SCORE_POINTS = ("hook_attn_scores_rows", "hook_attn_scores")

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from hooks import HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig
 from hooks.errors import InputError, StageError, TextError
+from interp.analyses.position.losses import loss_by_position
 from interp.captures import capture
-from interp.losses import loss_by_position
-from interp.texts import standard_text
+from interp.texts.texts import standard_text
 
 N_LAYERS, N_HEADS, N_KV, D_HEAD, D_VOCAB = 4, 4, 2, 32, 97
 
@@ -206,7 +206,7 @@ def test_training_after_a_capture_does_not_reach_into_it():
 
 def test_statistics_are_computed_once_and_aligned(cap, monkeypatch):
     first = cap.statistics()
-    monkeypatch.setattr("interp.statistics.attention_statistics", None)
+    monkeypatch.setattr("interp.tensors.capture_data.attention_statistics", None)
     again = cap.statistics([1, 0])
     assert again["layer"].values.tolist() == [1, 0]
     assert first["count"].dims == ("layer", "distance")
@@ -237,7 +237,7 @@ def test_the_standard_text_repeats_and_others_do_not():
     short = capture(model, "the import statement and the import of it", n_tokens=100, layers=[0])
     assert len(short.tokens) == 8
     assert "fewer than the 100 asked for" in short.provenance["text"]["read"]
-    from interp.texts import tokenise
+    from interp.texts.texts import tokenise
 
     more, what = tokenise(model, standard_text(), len(whole) + 50)
     assert torch.equal(more[0, len(whole) :], whole[:50])
@@ -248,7 +248,7 @@ def test_the_prefix_that_is_tokenised_gives_the_tokens_of_the_whole():
     model = tiny()
     model.tokenizer = word_tokenizer()
     text = "\n".join(["and then " * 400, "x" * 5_000, "the end " * 700])
-    from interp.texts import as_text, tokenise
+    from interp.texts.texts import as_text, tokenise
 
     for n in (2, 399, 801, 1_200, 2_100):
         tokens, _ = tokenise(model, as_text(text), n)

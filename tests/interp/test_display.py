@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 from tiny_hooked import random_tokens, tiny_model
 
+from interp import display
 from interp.captures import capture
-from interp.figures import display
-from interp.labels import result_of
+from interp.common.labels import result_of
 
 IPython = pytest.importorskip("IPython", reason="the display tests need IPython")
 
@@ -57,12 +57,14 @@ def test_a_capture_says_what_it_holds(shown):
     formatter, parts = shown
     cap = capture(tiny_model(), random_tokens(9)[0])
     cap.model_id = "<script>alert(1)</script>"
-    formatter.format(cap)
-    (table,) = parts
+    bundle, _ = formatter.format(cap)  # its own HTML, the one description there is
+    assert not parts
+    table = bundle["text/html"]
+    assert table == cap._repr_html_()
     assert "9: " in table and "2 full" in table and "&lt;script&gt;" in table and "<script>" not in table
 
 
 def test_outside_of_ipython_nothing_happens():
-    code = "import interp.figures.display, sys; interp.figures.display.register(); print('xarray' in sys.modules)"
+    code = "import interp.display, sys; interp.display.register(); print('xarray' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

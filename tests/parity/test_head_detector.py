@@ -8,10 +8,10 @@ import torch
 from transformer_lens.head_detector import detect_head
 
 from hooks import HookedTransformer
+from interp.analyses.heads.summary import head_summary, typical_heads
+from interp.analyses.patterns.windows import attention_pattern
 from interp.captures import capture
-from interp.heads import head_summary, typical_heads
-from interp.patterns import attention_pattern
-from interp.repeated_text import repeated_tokens
+from interp.texts.repeated import repeated_tokens
 
 pytestmark = pytest.mark.slow
 N = 512

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hooks import HookedTransformer
-from hooks.model_store import prepared_model
+from hooks.loading.prepared import prepared_model
 from interp import capture, frequency_bias, sink_rate, standard_text
 
 pytestmark = pytest.mark.slow

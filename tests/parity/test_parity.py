@@ -13,9 +13,9 @@ from tiny import CASES, CLASSES, MAX_POSITIONS, ROPE_TYPES, Shape, rope_paramete
 from torch.nn import functional
 
 from hooks import HookedTransformer
-from hooks.families import FAMILIES
-from hooks.rope import inv_freq
-from hooks.weights import adopt_weights
+from hooks.families.table import FAMILIES
+from hooks.functional.rope import inv_freq
+from hooks.loading.weights import adopt_weights
 
 TOLERANCE = 2e-5
 pytestmark = [

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, GemmaTokenizer, PreTrainedTokenizerFast
 
 from hooks import HookedTransformer
-from hooks.model_store import KNOWN_MODELS
+from hooks.loading.prepared import KNOWN_MODELS
 
 pytestmark = pytest.mark.slow
 N_TOKENS = 2048

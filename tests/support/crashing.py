@@ -78,7 +78,7 @@ def _capture(directory, began):
 
 def _hold(directory, held):
     """Take the lock and wait."""
-    from interp.storage.capture_lock import locked
+    from interp.storage.lock import locked
 
     with locked(directory):
         held.set()

@@ -1,0 +1,335 @@
+"""A live transformers decoder under our hook names: the same captures, on the model's own code and weights.
+
+q, k, v and everything up to z pass through transformers' ``AttentionInterface``; projections, norms and the residual
+stream through module hooks. Nothing is converted, and `AttachedTransformer.detach` takes every trace away.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from hooks.attached.config import attached_config
+from hooks.attached.interface import HANDLER, IMPLEMENTATION
+from hooks.attached.points import AttachedAttention, AttachedBlock, LayerContext, Pass
+from hooks.attached.probe import LayerFacts
+from hooks.attached.registry import AttachedRegistry
+from hooks.base.cache import check_full_fits
+from hooks.base.module import NamedHooksModule
+from hooks.base.tokenizing import TokenizingMixin
+from hooks.config.attention_spec import AttentionSpec
+from hooks.config.transformer import HookedTransformerConfig
+from hooks.errors import AttachError, InputError
+
+ATTACHMENT = "_ropescope_attachment"
+_LOGIT_BYTES = 256 * 2**20
+
+
+class AttachedTransformer(TokenizingMixin, NamedHooksModule):
+    """A foreign decoder under our hook names; make one with ``HookedTransformer.attach(model)``.
+
+    Works as a context manager that detaches on the way out.
+
+    Args:
+        original_model: the transformers model; its weights are used where they are.
+        layers: what the probe found.
+        configs: the config objects that its attention modules read.
+        tokenizer: a transformers tokenizer, needed only where text goes in or out.
+    """
+
+    def __init__(self, original_model: Any, layers: list[LayerFacts], configs: list[Any], tokenizer: Any = None):
+        super().__init__()
+        self.training = original_model.training
+        self.tokenizer = tokenizer
+        self._run = Pass()
+        self._cfg = attached_config(original_model, layers)
+        self.hook_embed = HookPoint()
+        blocks = [AttachedBlock(f, self._run, self.hook_embed if i == 0 else None) for i, f in enumerate(layers)]
+        self.blocks = nn.ModuleList(blocks)
+        self._blocks = tuple(blocks)
+        self._tuples = {facts.layer: not facts.calls[0].bare for facts in layers if facts.calls}
+        self._names = AttachedRegistry(self._cfg, layers)
+        self.registry = self._names
+        self.setup()
+        # Only now: TransformerLens' setup writes a name into every module that it finds.
+        self.original_model = original_model
+        self._configs = [(config, config._attn_implementation_internal) for config in configs]
+        self._handles = [handle for block in self._blocks for handle in block.install()]
+        for config in configs:
+            config._attn_implementation_internal = IMPLEMENTATION
+        original_model.__dict__[ATTACHMENT] = self.detach
+
+    @property
+    def cfg(self) -> HookedTransformerConfig:
+        """What the probe measured of the model; ``rope`` only where it proved right."""
+        return self._cfg
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.original_model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the residual stream."""
+        return self.original_model.dtype
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the points still see the model."""
+        return bool(self._configs)
+
+    def detach(self) -> None:
+        """Give the model its own attention back and take every hook of ours off it; safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        for block in self._blocks:
+            if block.attn is not None:
+                vars(block.attn.original_module).pop(HANDLER, None)
+        for config, implementation in self._configs:
+            config._attn_implementation_internal = implementation
+        self._handles, self._configs = [], []
+        self.original_model.__dict__.pop(ATTACHMENT, None)
+
+    def __enter__(self) -> "AttachedTransformer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def attention_steps(self, layer: int, tensor: str) -> tuple[str, ...]:
+        """The steps of q and k that can be seen from both sides in this layer, in order; see `hooks.base.registry`."""
+        return self._names.steps(layer, tensor)
+
+    def attention_spec(self, layer: int) -> AttentionSpec:
+        """How a layer turns q and k into a pattern, as it told the interface."""
+        self._names.steps(layer, "q")
+        return cast(AttachedAttention, self._blocks[layer].attn).spec
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"] | str,
+        return_type: str | None = "logits",
+        *,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+        loss_per_token: bool = False,
+        **inputs: Any,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            tokens: token ids, or text for the tokenizer.
+            return_type: "logits", "loss" (logits never held whole), "both", or None to run the body only.
+            position_ids: position of each token; by default the model's own rule, or counted from the first real token
+                where there is padding.
+            attention_mask: 0 where a token is padding.
+            loss_per_token: give the loss as [batch pos−1] instead of its mean.
+            **inputs: anything else that the model's forward takes by name, such as ``pixel_values``.
+
+        Raises:
+            InputError: inputs that do not fit the model.
+            AttachError: the model was detached, has no output head, or got a mask without a rule.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise InputError(f"return_type {return_type!r} is not one of 'logits', 'loss', 'both', None")
+        ids = self._check_tokens(tokens)
+        call, positions = self._call(ids, position_ids, attention_mask, inputs)
+        with self._at(positions):
+            if return_type == "logits":
+                return self._with_head(call).logits
+            body = self._base(**call)
+        if return_type is None:
+            return None
+        nll = self._nll(body, ids)
+        loss = nll if loss_per_token else self._mean(nll, attention_mask)
+        return (self._logits(body, ids), loss) if return_type == "both" else loss
+
+    @torch.no_grad()
+    def loss_per_token(self, tokens: Int[Tensor, "batch pos"] | str, **options: Any) -> Float[Tensor, "batch pos-1"]:
+        """Loss of each predicted token in nats, logits never held whole; options as in `forward`."""
+        return self.forward(tokens, return_type="loss", loss_per_token=True, **options)
+
+    # One block at a time: what `HookedTransformer` offers for long captures.
+
+    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream before the first block."""
+        return self.hook_embed(self._enter(tokens)[0])
+
+    def context(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        position_ids: Int[Tensor, "batch pos"] | None = None,
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> LayerContext:
+        """What the model hands each layer beside the residual stream, for ``model.blocks[i](resid, context)``."""
+        return self._enter(tokens, position_ids, attention_mask)[1]
+
+    def residual_loss(
+        self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos-1"]:
+        """Loss per predicted token in nats, from the residual stream after the last block."""
+        return self._nll(self._leave(resid, tokens), tokens)
+
+    def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of a residual stream after the last block."""
+        tokens = torch.zeros(resid.shape[:2], dtype=torch.long, device=self.device)
+        return self._logits(self._leave(resid, tokens), tokens)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model has its output head, without which there are neither logits nor a loss."""
+        return self.original_model.get_output_embeddings() is not None
+
+    @property
+    def _base(self) -> Any:
+        """The model without its output head: the part of it that holds the layers."""
+        parts = (part for part in self.original_model.children() if not isinstance(part, nn.ModuleList))
+        body = next((part for part in parts if self._blocks[0].layer in part.modules()), None)
+        return self.original_model if body is None else body
+
+    def _call(
+        self, ids: Tensor, position_ids: Any, attention_mask: Tensor | None, inputs: dict[str, Any]
+    ) -> tuple[dict[str, Any], Tensor]:
+        """Keyword arguments of the model's forward, and the position of each token."""
+        if not self.is_attached:
+            raise AttachError("this model was detached; HookedTransformer.attach(model) attaches it again")
+        known = set(inspect.signature(self.original_model.forward).parameters) - {"kwargs"}
+        for name in inputs:
+            if name not in known:
+                raise InputError(
+                    f"{type(self.original_model).__name__} takes no input {name!r}; it takes {sorted(known)}"
+                )
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(ids)
+        if mask.shape != ids.shape:
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}, tokens {tuple(ids.shape)}; give one 0 or 1 per token"
+            )
+        call = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **inputs}
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        if position_ids is not None:
+            positions = torch.as_tensor(position_ids, device=ids.device).expand(ids.shape)
+        elif not bool(mask.all()):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        if position_ids is not None or not bool(mask.all()):
+            call["position_ids"] = positions
+        return call, positions
+
+    @contextmanager
+    def _at(self, positions: Tensor) -> Iterator[None]:
+        """Run with these positions known to the rows points."""
+        before, self._run.positions = self._run.positions, positions
+        try:
+            yield
+        finally:
+            self._run.positions = before
+
+    def _with_head(self, call: dict[str, Any]) -> Any:
+        """The whole model's output."""
+        if not self.has_head:
+            name = type(self.original_model).__name__
+            raise AttachError(f"{name} has no output head, so no logits and no loss; attach the model with its LM head")
+        return self.original_model(**call)
+
+    def _logits(self, body: Any, ids: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The head's logits of a body's output, at some positions or all."""
+        call: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if keep is not None:
+            call["logits_to_keep"] = keep
+        with _standing_in([self._base], lambda *_, **__: body):
+            return self._with_head(call).logits
+
+    def _nll(self, body: Any, ids: Tensor) -> Float[Tensor, "batch pos-1"]:
+        """−log p of each next token, a few hundred positions of logits at a time."""
+        rows = max(1, _LOGIT_BYTES // (4 * self.cfg.d_vocab * ids.shape[0]))
+        whole = "logits_to_keep" not in inspect.signature(self.original_model.forward).parameters
+        parts = []
+        for start in range(0, ids.shape[1] - 1, ids.shape[1] if whole else rows):
+            keep = torch.arange(start, ids.shape[1] - 1 if whole else min(start + rows, ids.shape[1] - 1))
+            keep = keep.to(self.device)
+            logits = self._logits(body, ids)[:, keep] if whole else self._logits(body, ids, keep)
+            targets = ids[:, keep + 1].flatten()
+            nll = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")
+            parts.append(nll.view(ids.shape[0], -1))
+        return torch.cat(parts, 1) if parts else torch.empty(ids.shape[0], 0, device=self.device)
+
+    @staticmethod
+    def _mean(nll: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean over predicted tokens; a pair with padding on either side does not count."""
+        if mask is None:
+            return nll.mean()
+        real = mask.to(nll.device).bool()
+        return nll[real[:, 1:] & real[:, :-1]].mean()
+
+    def _enter(
+        self, tokens: Tensor, position_ids: Any = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, LayerContext]:
+        """The first layer's input and every layer's other arguments, from a pass in which layers do nothing."""
+        beside: dict[nn.Module, tuple[tuple, dict]] = {}
+        streams: list[Tensor] = []
+
+        def stand_in(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            kwargs = dict(kwargs)
+            stream = args[0] if args else kwargs.pop("hidden_states")
+            streams.append(stream)
+            beside[layer] = (args[1:], kwargs)
+            return self._as_returned(layer, stream)
+
+        call, positions = self._call(self._check_tokens(tokens), position_ids, attention_mask, {})
+        with self._silent(stand_in):
+            self._base(**call)
+        if len(beside) < len(self._blocks) or any(stream is not streams[0] for stream in streams):
+            raise AttachError(
+                f"{type(self.original_model).__name__} does more between its layers than hand the residual stream on, "
+                "so they cannot be run one at a time; run the whole model with hooks instead"
+            )
+        return streams[0], LayerContext(positions, beside)
+
+    def _leave(self, resid: Tensor, tokens: Tensor) -> Any:
+        """The body's output if `resid` were what leaves the last layer."""
+        call, _ = self._call(tokens, None, None, {})
+        with self._silent(lambda layer, *_, **__: self._as_returned(layer, resid)):
+            return self._base(**call)
+
+    def _as_returned(self, layer: nn.Module, stream: Tensor) -> Any:
+        """A stream in the form in which a layer returns it."""
+        return (stream,) if self._tuples[layer] else stream
+
+    @contextmanager
+    def _silent(self, stand_in: Callable[..., Any]) -> Iterator[None]:
+        """Put stand-ins in place of the layers, with no point firing."""
+        self._run.silent = True
+        try:
+            with _standing_in([block.layer for block in self._blocks], stand_in):
+                yield
+        finally:
+            self._run.silent = False
+
+    def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
+        """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
+        full = [name for name in names if self.registry.infos[name].fires == "full mode"]
+        if full and model_args:
+            check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)
+
+
+@contextmanager
+def _standing_in(modules: list[nn.Module], stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Call ``stand_in(module, …)`` where these modules would run."""
+    before = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module in modules:
+            module.__dict__["forward"] = partial(stand_in, module)
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward

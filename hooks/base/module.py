@@ -1,0 +1,181 @@
+"""Names on top of TransformerLens' HookedRootModule: aliases and globs work, and a wrong name raises."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities.slice import Slice
+
+from hooks.base.cache import ActivationCache
+from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS, HookRegistry, NameSelector
+from hooks.errors import HookConflictError, HookNameError
+
+Direction = Literal["fwd", "bwd"]
+NamesFilter = NameSelector | Sequence[str] | None
+
+
+class NamedHooksModule(HookedRootModule):
+    """A HookedRootModule whose hook names go through a `HookRegistry`.
+
+    The base class gives an empty cache for a wrong filter, a KeyError for a wrong name, and slices the head axis of
+    tensors it does not know under ``pos_slice``; here names are resolved, and positions sliced, by the registry.
+    """
+
+    registry: HookRegistry
+
+    def hook_names(self, selector: NameSelector | None = None) -> list[str]:
+        """Canonical hook names, all of them or those that a name, alias, glob or predicate selects."""
+        return list(self.registry.infos) if selector is None else self.registry.resolve(selector)
+
+    def add_hook(
+        self,
+        name: NameSelector,
+        hook: Callable,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Attach `hook` to every point that `name` (canonical, alias, glob or predicate) selects, once each."""
+        for canonical in self.registry.resolve(name):
+            point = self.hook_dict[canonical]
+            self.check_and_add_hook(
+                point, canonical, hook, dir=dir, is_permanent=is_permanent, level=level, prepend=prepend
+            )
+
+    def check_hooks_to_add(
+        self,
+        hook_point: HookPoint,
+        hook_point_name: str,
+        hook: Callable,
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> None:
+        """Refuse what cannot work: full beside rows points of one layer, backward hooks on rows points."""
+        parent, _, leaf = hook_point_name.rpartition(".")
+        if leaf in ROWS_HOOKS and dir == "bwd":
+            raise HookConflictError(
+                f"{hook_point_name} takes no backward hook: its blocks are recomputed in the backward pass; "
+                f"put the hook on {leaf.removesuffix('_rows')}, or differentiate through a forward hook"
+            )
+        others = {**dict.fromkeys(ROWS_HOOKS, FULL_HOOKS), **dict.fromkeys(FULL_HOOKS, ROWS_HOOKS)}.get(leaf, ())
+        for other in others:
+            if self.hook_dict[f"{parent}.{other}"].has_hooks():
+                raise HookConflictError(
+                    f"{hook_point_name} and {parent}.{other} cannot be hooked at once: one needs the whole n × n "
+                    "tensor, the other blocks of rows; use one of them in this layer"
+                )
+
+    def _enable_hook(self, name: NameSelector, hook: Callable, dir: Direction) -> None:
+        """What `hooks` and `run_with_hooks` of the base class call for each (name, hook)."""
+        self.add_hook(name, hook, dir=dir, level=self.context_level)
+
+    def resolve_filter(self, names_filter: NamesFilter) -> list[str]:
+        """Canonical names that a cache filter selects; None is every hook that fires once per forward.
+
+        Raises:
+            HookNameError: a name or predicate matches nothing, or a rows point was asked for by name.
+        """
+        infos = self.registry.infos
+        if names_filter is None:
+            return [name for name, info in infos.items() if info.fires not in ("rows mode", "on request")]
+        selectors = [names_filter] if isinstance(names_filter, str) or callable(names_filter) else list(names_filter)
+        chosen: set[str] = set()
+        for selector in selectors:
+            names = self.registry.resolve(selector)
+            kept = [name for name in names if infos[name].fires != "rows mode"]
+            if not kept:
+                raise HookNameError(
+                    f"{names[0]} fires once per block of rows, so it cannot be cached; "
+                    f"collect what you need in a hook: model.run_with_hooks(tokens, fwd_hooks=[({names[0]!r}, fn)])"
+                )
+            chosen.update(kept)
+        return [name for name in infos if name in chosen]
+
+    def get_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Any = None,
+    ) -> tuple[dict[str, Tensor], list, list]:
+        """Forward and backward hooks that fill a dict; positions are sliced on the axis that the registry names."""
+        store: dict[str, Tensor] = {} if cache is None else cache
+        window = Slice.unwrap(pos_slice)
+        self.is_caching = True
+
+        def save(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
+            kept = tensor.detach()
+            if pos_slice is not None:
+                kept = window.apply(kept, dim=self.registry.infos[str(hook.name)].position_axis)
+            if remove_batch_dim:
+                kept = kept.squeeze(0)
+            # A later in-place edit must not reach into the cache.
+            store[f"{hook.name}{suffix}"] = kept.to(device) if device is not None else kept.clone()
+
+        names = self.resolve_filter(names_filter)
+        forward = [(name, save) for name in names]
+        backward = [(name, partial(save, suffix="_grad")) for name in names] if incl_bwd else []
+        return store, forward, backward
+
+    def add_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Attach the caching hooks for the next forward passes; returns the dict that they fill."""
+        store, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+        self._add_all(forward, "fwd")
+        self._add_all(backward, "bwd")
+        return store
+
+    def _add_all(self, hooks: Iterable[tuple[str, Callable]], dir: Direction) -> None:
+        for name, hook in hooks:
+            self.add_hook(name, hook, dir=dir)
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: Any = None,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        return_cache_object: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        """Run the model and return its output with an `ActivationCache` of every hook that the filter selects.
+
+        Args:
+            *model_args: passed to the model's forward.
+            names_filter: name, alias, glob, predicate or a list of names; None caches every hook that fires once per
+                forward, the full scores and patterns among them.
+            device: where to keep the cache; the tensor's own device when None.
+            remove_batch_dim: drop the batch axis (batch size 1 only).
+            return_cache_object: False gives the plain dict.
+            **kwargs: ``incl_bwd``, ``pos_slice``, ``reset_hooks_end`` and ``clear_contexts`` as in TransformerLens; all
+                others go to forward.
+
+        Raises:
+            HookNameError: the filter matches nothing.
+            MaterializationError: the full tensors that the filter selects would not fit in memory.
+        """
+        self.check_cache_fits(self.resolve_filter(names_filter), *model_args)
+        kept_on = None if device is None else torch.device(device)
+        output, cache = super().run_with_cache(
+            *model_args, names_filter=names_filter, device=kept_on, remove_batch_dim=remove_batch_dim, **kwargs
+        )
+        if not return_cache_object:
+            return output, cache
+        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+
+    def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
+        """Raise MaterializationError when caching these hooks on these inputs would not fit; for subclasses."""

@@ -1,0 +1,110 @@
+"""Text to token ids and back, by the tokenizer's own rules."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hooks.config.transformer import HookedTransformerConfig
+from hooks.errors import InputError, TokenizerError
+
+
+class TokenizingMixin:
+    """`to_tokens`, `to_string` and `to_str_tokens` for a model that has a ``tokenizer`` (transformers' kind)."""
+
+    tokenizer: Any
+
+    if TYPE_CHECKING:
+
+        @property
+        def cfg(self) -> HookedTransformerConfig: ...  # noqa: D102
+
+        @property
+        def device(self) -> torch.device: ...  # noqa: D102
+
+    def _require_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                "this model has no tokenizer, so it takes token ids; set model.tokenizer, or pass a tensor"
+            )
+        return self.tokenizer
+
+    def to_tokens(
+        self, text: str | list[str] | Int[Tensor, "*batch pos"], prepend_bos: bool | None = None
+    ) -> Int[Tensor, "batch pos"]:
+        """Token ids of `text`.
+
+        Args:
+            text: one text, or several that come out equally long; ids pass through as they are.
+            prepend_bos: None follows the tokenizer's own rule (Gemma adds ``<bos>``, SmolLM2 does not).
+
+        Raises:
+            TokenizerError: the model has no tokenizer, or texts of different lengths.
+        """
+        if isinstance(text, Tensor):
+            return self._check_tokens(text)
+        tokenizer = self._require_tokenizer()
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [tokenizer(t, add_special_tokens=prepend_bos is None)["input_ids"] for t in texts]
+        if prepend_bos:
+            if tokenizer.bos_token_id is None:
+                raise TokenizerError("prepend_bos=True, but the tokenizer has no BOS token; leave prepend_bos out")
+            rows = [[tokenizer.bos_token_id, *row] for row in rows]
+        if len({len(row) for row in rows}) > 1:
+            raise TokenizerError(
+                f"the texts have {sorted({len(row) for row in rows})} tokens; pass texts of one length, "
+                "or pad them and give attention_mask"
+            )
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+    def to_string(self, tokens: Int[Tensor, "*batch pos"] | Iterable[int] | int) -> str | list[str]:
+        """The text of token ids: a string, or a list of strings for a batch."""
+        tokenizer = self._require_tokenizer()
+        ids = torch.as_tensor(tokens)
+        if ids.ndim > 1:
+            return [str(self.to_string(row)) for row in ids]
+        return tokenizer.decode(ids.reshape(-1).tolist(), clean_up_tokenization_spaces=False)
+
+    def to_str_tokens(
+        self, tokens: str | Int[Tensor, " pos"] | Int[Tensor, "1 pos"] | Iterable[int], prepend_bos: bool | None = None
+    ) -> list[str]:
+        """Each token as its own string (bytes that are no whole character show as the replacement character)."""
+        tokenizer = self._require_tokenizer()
+        ids = self.to_tokens(tokens, prepend_bos) if isinstance(tokens, str) else torch.as_tensor(tokens)
+        if ids.ndim == 2 and ids.shape[0] == 1:
+            ids = ids[0]
+        if ids.ndim > 1:
+            raise InputError(f"to_str_tokens takes one sequence, not a batch of shape {tuple(ids.shape)}")
+        return tokenizer.batch_decode(ids.reshape(-1, 1).tolist(), clean_up_tokenization_spaces=False)
+
+    def _check_tokens(self, tokens: Tensor | str | list) -> Int[Tensor, "batch pos"]:
+        """Token ids as [batch pos] on the model's device; text goes through the tokenizer."""
+        if isinstance(tokens, str):
+            tokens = self.to_tokens(tokens)
+        ids = torch.as_tensor(tokens, device=self.device)
+        ids = ids[None] if ids.ndim == 1 else ids
+        if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
+            raise InputError(f"tokens must be integer ids of shape [batch, pos], not {ids.dtype} {tuple(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise InputError(
+                f"token id {low if low < 0 else high} is outside this model's vocabulary of {self.cfg.d_vocab}"
+            )
+        return ids
+
+    def to_single_token(self, string: str) -> int:
+        """The id of a text that is exactly one token, BOS not counted.
+
+        Raises:
+            TokenizerError: the text is no token or several.
+        """
+        ids = self.to_tokens(string, prepend_bos=False)[0].tolist()
+        if len(ids) != 1:
+            raise TokenizerError(f"{string!r} is {len(ids)} tokens ({ids}), not one; mind the space in front of words")
+        return ids[0]
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one token id."""
+        return self.to_str_tokens([token])[0]

@@ -1,0 +1,198 @@
+"""The rules that the settings of a HookedTransformerConfig keep, alone and together."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hooks.config.qk_norm import QKNormConfig
+from hooks.config.rope import RopeConfig
+from hooks.errors import ConfigError
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+_CHOICES = {
+    "clip_position": ("projection", "norm", "rope"),
+    "block_norms": ("pre", "post", "sandwich"),
+    "normalization_type": ("RMS", "LN"),
+    "act_fn": ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "xielu"),
+    "attention_dir": ("causal", "bidirectional"),
+}
+_AT_LEAST_ONE = (
+    "d_model",
+    "d_head",
+    "n_layers",
+    "n_ctx",
+    "n_heads",
+    "d_mlp",
+    "n_key_value_heads",
+    "window_size",
+)
+_ABOVE_ZERO = ("clip_qkv", "embed_scale", "logit_scale", "eps")
+_ABOVE_ZERO_OR_OFF = ("attn_scale", "attn_scores_soft_cap", "output_logits_soft_cap")
+_BOOLEANS = (
+    "norm_scale_before_cast",
+    "norm_affine",
+    "norm_bias",
+    "parallel_shared_norm",
+    "attn_bias",
+    "attn_out_bias",
+    "mlp_bias",
+    "unembed_bias",
+    "rope_in_float32",
+    "round_cos_sin",
+    "learned_sinks",
+    "attn_only",
+    "gated_mlp",
+    "tie_word_embeddings",
+    "parallel_attn_mlp",
+    "rmsnorm_uses_offset",
+    "use_attn_scale",
+)
+# Fields of the parent class that would change the model in a way that this one does not implement.
+_NOT_BUILT = (
+    "layer_norm_folding",
+    "num_experts",
+    "experts_per_token",
+    "scale_attn_by_inverse_layer_idx",
+    "post_embedding_ln",
+    "rotary_interleaved_cos_sin",
+    "per_layer_head_dim",
+    "per_layer_num_key_value_heads",
+    "relative_attention_max_distance",
+    "relative_attention_num_buckets",
+    "decoder_start_token_id",
+    "scale_embedding",
+    "load_in_4bit",
+    "is_audio_model",
+    "is_visual_model",
+    "is_stateful",
+    "is_multimodal",
+    "vision_hidden_size",
+    "vision_num_layers",
+    "vision_num_heads",
+    "mm_tokens_per_image",
+)
+
+
+def check_each(settings: Mapping[str, Any]) -> None:
+    """Raise for the first setting that is wrong whatever the others are.
+
+    Args:
+        settings: Every setting as given; n_heads=-1 stands for d_model / d_head.
+
+    Raises:
+        ConfigError: Naming the setting, its value and what is allowed.
+    """
+    for name, allowed in _CHOICES.items():
+        if settings[name] not in allowed:
+            raise ConfigError(f"{name}={settings[name]!r} must be one of {', '.join(allowed)}")
+    for name in _AT_LEAST_ONE:
+        value = settings[name]
+        if value is None or (name == "n_heads" and value == -1):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+    for name in _ABOVE_ZERO:
+        if settings[name] is not None and not _is_positive(settings[name]):
+            raise ConfigError(f"{name}={settings[name]!r} must be a finite number above 0")
+    for name in _ABOVE_ZERO_OR_OFF:
+        if settings[name] != -1 and not _is_positive(settings[name]):
+            raise ConfigError(f"{name}={settings[name]!r} must be a finite number above 0, or -1.0 for none")
+    for name in _BOOLEANS:
+        if not isinstance(settings[name], bool):
+            raise ConfigError(f"{name}={settings[name]!r} must be True or False")
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a value is a finite number above 0."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def check_together(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise for the first rule between settings that they break.
+
+    Args:
+        settings: Every setting in its stored form.
+        defaults: Their defaults.
+
+    Raises:
+        ConfigError: Naming the settings, their values and what is allowed.
+    """
+    for name in _NOT_BUILT:
+        if settings[name] != defaults[name]:
+            raise ConfigError(f"{name}={settings[name]!r} is not implemented by HookedTransformer; leave it out")
+    _check_heads(settings)
+    _check_layers(settings)
+    _check_rope(settings)
+    _check_norms(settings)
+
+
+def _check_heads(settings: Mapping[str, Any]) -> None:
+    """Rules on heads and vocabulary."""
+    heads, kv_heads = settings["n_heads"], settings["n_key_value_heads"]
+    if kv_heads is not None and heads % kv_heads:
+        raise ConfigError(f"n_heads={heads} must be a multiple of n_key_value_heads={kv_heads}")
+    if settings["d_vocab_out"] not in (-1, settings["d_vocab"]):
+        raise ConfigError(f"d_vocab_out={settings['d_vocab_out']} must be d_vocab={settings['d_vocab']} or left out")
+    slopes = settings["alibi_slopes"]
+    if slopes is not None and len(slopes) != heads:
+        raise ConfigError(f"alibi_slopes has {len(slopes)} values; n_heads={heads} needs one for each head")
+
+
+def _check_layers(settings: Mapping[str, Any]) -> None:
+    """Rules on layer_types, window_size and nope_layers."""
+    n_layers, layer_types = settings["n_layers"], settings["layer_types"]
+    if layer_types is not None:
+        unknown = [name for name in layer_types if name not in LAYER_TYPES]
+        if unknown:
+            raise ConfigError(f"layer_types has {unknown[0]!r}; allowed are {', '.join(LAYER_TYPES)}")
+        if len(layer_types) != n_layers:
+            raise ConfigError(
+                f"layer_types has {len(layer_types)} values; n_layers={n_layers} needs one for each layer"
+            )
+        if "sliding_attention" in layer_types and settings["window_size"] is None:
+            raise ConfigError("layer_types has 'sliding_attention', which needs window_size")
+    nope = settings["nope_layers"]
+    if any(layer not in range(n_layers) for layer in nope) or len(set(nope)) != len(nope):
+        raise ConfigError(f"nope_layers={nope!r} must be different layers from 0 to {n_layers - 1}")
+
+
+def _check_rope(settings: Mapping[str, Any]) -> None:
+    """Rules on rope: its type, its layer types, and each schedule against d_head."""
+    rope = settings["rope"]
+    if not isinstance(rope, Mapping):
+        ropes = {"rope": rope}
+    else:
+        unknown = [name for name in rope if name not in LAYER_TYPES]
+        if unknown or not rope:
+            raise ConfigError(f"rope has the layer types {list(rope)!r}; allowed are {', '.join(LAYER_TYPES)}")
+        missing = set(settings["layer_types"] or ("full_attention",)) - set(rope)
+        if missing:
+            raise ConfigError(f"rope has no entry for {', '.join(sorted(missing))}; None there means no rotation")
+        ropes = {f"rope[{name!r}]": each for name, each in rope.items()}
+    for name, each in ropes.items():
+        if each is None:
+            continue
+        if not isinstance(each, RopeConfig):
+            raise ConfigError(f"{name}={each!r} must be a RopeConfig or None (for a dict, RopeConfig.from_dict)")
+        each.check_complete(settings["d_head"])
+    if all(each is None for each in ropes.values()) and settings["nope_layers"]:
+        raise ConfigError(
+            f"nope_layers={settings['nope_layers']!r} exempts layers from a rotation that rope=None lacks"
+        )
+
+
+def _check_norms(settings: Mapping[str, Any]) -> None:
+    """Rules on norms, clipping and positions."""
+    if settings["qk_norm"] is not None and not isinstance(settings["qk_norm"], QKNormConfig):
+        raise ConfigError(f"qk_norm={settings['qk_norm']!r} must be a QKNormConfig or None")
+    if settings["clip_qkv"] is not None and settings["clip_position"] == "norm" and settings["qk_norm"] is None:
+        raise ConfigError("clip_position='norm' needs qk_norm; without one use 'projection'")
+    if settings["norm_bias"] and (settings["normalization_type"] != "LN" or not settings["norm_affine"]):
+        raise ConfigError("norm_bias=True needs normalization_type='LN' and norm_affine=True")
+    if settings["rmsnorm_uses_offset"] and settings["normalization_type"] != "RMS":
+        raise ConfigError("rmsnorm_uses_offset=True needs normalization_type='RMS'")
+    if settings["parallel_shared_norm"] and not (settings["parallel_attn_mlp"] and settings["block_norms"] == "pre"):
+        raise ConfigError("parallel_shared_norm=True needs parallel_attn_mlp=True and block_norms='pre'")
+    if settings["round_cos_sin"] and not settings["rope_in_float32"]:
+        raise ConfigError("round_cos_sin=True needs rope_in_float32=True; without it they are rounded anyway")

@@ -1,0 +1,251 @@
+"""Family: what a row of the family table says, and how a config.json is read by it.
+
+What a config.json says and the row does not read is refused, so a setting that changes the computation can never be
+dropped in silence; what the row reads and the file leaves out is a default of transformers' config class, kept in
+``cfg.provenance``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from hooks.config.rope import RopeConfig
+from hooks.config.transformer import HookedTransformerConfig
+from hooks.errors import ConfigError, RopescopeError
+
+Rope = RopeConfig | dict[str, RopeConfig | None] | None
+
+# What a config.json carries for training, generation, serialisation or other frameworks; no forward pass reads it.
+_BOOKKEEPING = """
+    _name_or_path architectures attn_implementation _attn_implementation model_type transformers_version torch_dtype
+    dtype use_cache initializer_range attention_dropout hidden_dropout embd_pdrop resid_pdrop pad_token_id bos_token_id
+    eos_token_id unk_token_id sep_token_id decoder_start_token_id id2label label2id problem_type num_labels
+    return_dict output_attentions output_hidden_states chunk_size_feed_forward is_encoder_decoder is_decoder
+    add_cross_attention cross_attention_hidden_size tie_encoder_decoder pruned_heads torchscript use_bfloat16
+    tf_legacy_loss finetuning_task task_specific_params tokenizer_class prefix pretraining_tp transformers.js_config
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
+    top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
+    bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
+    begin_suppress_tokens auto_map cache_implementation hidden_dropout classifier_dropout
+"""
+BOOKKEEPING = frozenset(_BOOKKEEPING.split())
+# What RopeConfig.from_hf reads beside the keys of each family.
+ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"})
+
+
+class Settings(Mapping[str, Any]):
+    """A config.json whose reads are remembered; null counts as absent, and absent as the family's default."""
+
+    def __init__(self, raw: Mapping[str, Any], family: "Family"):
+        self.raw = {key: value for key, value in raw.items() if value is not None}
+        self.null = raw.keys() - self.raw.keys()
+        self.family = family
+        self.read: set[str] = set()
+        self.provenance: dict[str, str] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        if key in self.raw:
+            return self.raw[key]
+        if key in self.family.defaults:
+            value = self.family.defaults[key]
+            self.provenance[key] = f"{value}: not in the file; the default in transformers' {self.family.source}"
+            return value
+        raise KeyError(key)
+
+    def optional(self, key: str) -> Any:
+        """A setting for which null has a meaning of its own, "none"; None as well where neither file nor row has it."""
+        self.read.add(key)
+        return None if key in self.null or not (key in self.raw or key in self.family.defaults) else self[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
+Read = str | Callable[[Settings], Any]  # a config.json key, or a function of the whole file
+
+
+@dataclass(frozen=True)
+class RopeReader:
+    """Reads a family's rotation in any spelling that config.json files use; a missing base is its default, on record.
+
+    Attributes:
+        share: the config.json key for the share of a head that rotates; None where whole heads do.
+        interleaved: adjacent features form a pair.
+        nope_on_full: full layers do not rotate where the model has a window.
+        types: what transformers' code for the family runs; None = every rope_type.
+    """
+
+    share: str | None = None
+    interleaved: bool = False
+    nope_on_full: bool = False
+    types: tuple[str, ...] | None = None
+
+    def __call__(self, hf: Settings) -> Rope:
+        """The schedule, or one for each layer type; None where positions are not rotary."""
+        hf.read.update(ROPE_KEYS)
+        rope = RopeConfig.from_hf(self._with_defaults(hf))
+        if isinstance(rope, dict):
+            return {name: each and self._finish(each, hf) for name, each in rope.items()}
+        rope = rope and self._finish(rope, hf)
+        if self.nope_on_full and hf.optional("sliding_window") is not None:
+            return {"sliding_attention": rope, "full_attention": None}
+        return rope
+
+    def _with_defaults(self, hf: Settings) -> dict[str, Any]:
+        """The file, with what its family assumes where it says nothing."""
+        blocks = {"rope_parameters", "rope_scaling"} & hf.raw.keys()
+        assumed = ["rope_parameters"] if not blocks else []
+        assumed += [] if "rope_parameters" in blocks else ["rope_theta", "rotary_emb_base", "rope_local_base_freq"]
+        assumed += ["original_max_position_embeddings"] if blocks else []
+        return {**hf.raw, **{key: hf[key] for key in assumed if key in hf.family.defaults}}
+
+    def _finish(self, rope: RopeConfig, hf: Settings) -> RopeConfig:
+        """One schedule with the family's own share and pairing, checked against what its code runs."""
+        family = hf.family.model_type
+        if self.types is not None and rope.rope_type not in self.types:
+            raise ConfigError(f"rope_type={rope.rope_type!r}: transformers' {family} runs {', '.join(self.types)} only")
+        if self.share is not None:
+            hf.read.add(self.share)
+            if rope.partial_rotary_factor is None:
+                rope = replace(rope, partial_rotary_factor=hf[self.share])
+        elif rope.partial_rotary_factor not in (None, 1.0) and rope.rope_type != "proportional":
+            raise ConfigError(f"partial_rotary_factor={rope.partial_rotary_factor}: {family} rotates whole heads only")
+        return replace(rope, interleaved=True) if self.interleaved else rope
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weight that the checkpoint keeps inside a larger tensor, such as q inside a fused qkv.
+
+    Attributes:
+        name: template of the larger tensor's name.
+        take: cuts the weight out of it; a view where the layout allows, so that memory stays shared.
+    """
+
+    name: str
+    take: Callable[[Tensor, HookedTransformerConfig], Tensor]
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """A weight that the checkpoint keeps as one tensor for each head; they are stacked, so memory is not shared.
+
+    Attributes:
+        name: template of the tensors' names, ``{h}`` the head.
+    """
+
+    name: str
+
+
+Source = str | Part | PerHead  # where a weight lies in the checkpoint
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A config.json value that a GGUF file has no key for, and where it is written down."""
+
+    value: Any  # or a function of the keys that the file does have
+    source: str
+
+
+@dataclass(frozen=True)
+class GGUFLayout:
+    """What llama.cpp's converter does to a family; tensor names are the same for all (`hooks.gguf_files`).
+
+    Attributes:
+        arch: ``general.architecture`` of the file, which prefixes its keys.
+        constants: config.json keys that the format cannot carry.
+        interleaved: rows of q and k are stored for rotation of adjacent pairs, and must be put back.
+        norm_plus_one: 1 + w is stored for the gain w of every norm.
+    """
+
+    arch: str
+    constants: Mapping[str, Constant] = field(default_factory=dict)
+    interleaved: bool = False
+    norm_plus_one: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        model_type: ``model_type`` in config.json.
+        source: the file of transformers that `defaults` are from.
+        settings: field of `HookedTransformerConfig` → config.json key, or a function of the config.
+        defaults: config.json key → value when absent, as transformers' config class has it.
+        weights: our parameter name → theirs; ``{i}`` is the layer, ``{p}`` one of `prefixes`.
+        fixed: fields of `HookedTransformerConfig` that are the same for every model of the family.
+        only: config.json key → the one value that transformers' code for the family has a meaning for.
+        ignored: keys that transformers' code for the family stores and never uses.
+        prefixes: what may stand before the decoder's names.
+        ignored_weights: globs of tensors that are not part of the language model.
+        fixed_weights: globs of tensors that hold constants of the code here, and the value that they must have.
+        renamed: names in older files → names in transformers now.
+        rope: reads the rotation.
+        nested: the key under which the language model's own config lies, if it does.
+        gguf: how GGUF files keep this family.
+    """
+
+    model_type: str
+    source: str
+    settings: Mapping[str, Read]
+    defaults: Mapping[str, Any]
+    weights: Mapping[str, Source]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, Any] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ("model.", "")
+    ignored_weights: tuple[str, ...] = ()
+    fixed_weights: Mapping[str, float] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    rope: Callable[[Settings], Rope] = RopeReader()
+    nested: str | None = None
+    gguf: GGUFLayout | None = None
+
+    def config(self, hf: Mapping[str, Any]) -> HookedTransformerConfig:
+        """Read a config.json by this row.
+
+        Raises:
+            ConfigError: a key that the row does not know, a missing one, or a value that it cannot honour.
+        """
+        if self.nested:
+            hf = {**{key: value for key, value in hf.items() if key != self.nested}, **(hf.get(self.nested) or {})}
+        settings = Settings(hf, self)
+        try:
+            fields = {name: settings[r] if isinstance(r, str) else r(settings) for name, r in self.settings.items()}
+            rope = self.rope(settings)
+            _refuse_unknown(settings)
+            return HookedTransformerConfig(**self.fixed, **fields, rope=rope, provenance=settings.provenance)
+        except RopescopeError:
+            raise
+        except KeyError as error:
+            raise ConfigError(f"the config of this {self.model_type} model lacks {error.args[0]!r}") from error
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise ConfigError(
+                f"the config of this {self.model_type} model has a value of the wrong kind: {error}"
+            ) from error
+
+
+def _refuse_unknown(settings: Settings) -> None:
+    """Raise for a key that neither the row nor the shared lists know, or a value that no code here honours."""
+    family = settings.family
+    for key, allowed in family.only.items():
+        if settings.raw.get(key, allowed) != allowed:
+            raise ConfigError(
+                f"{key}={settings.raw[key]!r}: transformers' {family.model_type} is defined for {allowed!r} only"
+            )
+    known = settings.read | BOOKKEEPING | family.ignored | set(family.only)
+    unknown = [f"{key}={value!r}" for key, value in sorted(settings.raw.items()) if key not in known]
+    if unknown:
+        raise ConfigError(
+            f"unknown key in the config of this {family.model_type} model: {', '.join(unknown)}; it may change what "
+            "the model computes, so nothing was loaded (if it does not, delete it, or add it to the row's ignored keys)"
+        )

@@ -1,0 +1,81 @@
+"""Which keys each query sees under an AttentionSpec: as cells, as runs, as a mask."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hooks.config.attention_spec import AttentionSpec
+
+
+class RowBlock(NamedTuple):
+    """A run of query rows and the run of keys that at least one of them may see."""
+
+    rows: slice
+    keys: slice
+
+
+def visible_keys(
+    spec: AttentionSpec,
+    query_index: Int[Tensor, " query"],
+    key_index: Int[Tensor, " key"],
+    key_mask: Bool[Tensor, "batch key"] | None = None,
+) -> Bool[Tensor, "*batch query key"]:
+    """Which keys each query may see: ``j ≤ i`` when causal, ``|i − j| < window``, and not padding.
+
+    Args:
+        spec: The attention; only ``causal`` and ``window`` matter here.
+        query_index: Indices of the queries in the sequence.
+        key_index: Indices of the keys.
+        key_mask: True where a key is real, for the same keys as ``key_index``.
+
+    Returns:
+        True where visible, with a leading batch axis only when ``key_mask`` is given.
+    """
+    # Compared, never subtracted: a difference would be an 8-byte integer per cell.
+    i, j = query_index[:, None], key_index[None, :]
+    visible = (j <= i) if spec.causal else torch.ones(len(i), j.shape[1], dtype=torch.bool, device=i.device)
+    if spec.window is not None:
+        visible = visible & (j > i - spec.window) & (j < i + spec.window)
+    return visible if key_mask is None else visible & key_mask[:, None, :]
+
+
+def row_blocks(
+    spec: AttentionSpec, n_queries: int, n_keys: int, height: int, query_start: int = 0
+) -> Iterator[RowBlock]:
+    """Cut the queries into runs of ``height`` rows, each with the keys it may see (never fewer than one)."""
+    for start in range(0, n_queries, height):
+        stop = min(start + height, n_queries)
+        first, last = query_start + start, query_start + stop - 1
+        low, high = 0, n_keys
+        if spec.window is not None:
+            low, high = max(first - spec.window + 1, 0), min(last + spec.window, n_keys)
+        if spec.causal:
+            high = min(last + 1, n_keys)
+        low = min(low, n_keys - 1)
+        yield RowBlock(slice(start, stop), slice(low, max(high, low + 1)))
+
+
+def additive_mask(
+    spec: AttentionSpec,
+    block: RowBlock,
+    query_start: int,
+    key_mask: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | None:
+    """0 where visible and −inf elsewhere, to add to [batch head row key]; None when everything is visible."""
+    first, stop = (query_start + edge for edge in (block.rows.start, block.rows.stop))
+    visible = visible_keys(
+        spec,
+        torch.arange(first, stop, device=device),
+        torch.arange(block.keys.start, block.keys.stop, device=device),
+        None if key_mask is None else key_mask[:, block.keys],
+    )
+    if bool(visible.all()):
+        return None
+    # Adding a float mask is 30 times faster than masked_fill_ with a mask broadcast over heads.
+    mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
+    return mask if key_mask is None else mask[:, None]

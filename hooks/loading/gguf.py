@@ -1,0 +1,233 @@
+"""GGUF files: their settings and dequantised weights, as a config.json and tensors under transformers' names."""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf.gguf_reader import GGUFReader, ReaderTensor
+from jaxtyping import Float
+from torch import Tensor
+
+from hooks.errors import ConfigError, UnknownModelError, WeightError
+from hooks.families.family import Family
+from hooks.families.table import FAMILIES
+
+_LONG_ARRAY = 1000
+
+# config.json key ← GGUF key after the architecture's prefix.
+_KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_CHECKED = {"attention.value_length", "rope.dimension_count", "vocab_size"}
+_ROPE_KEYS = {"rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"}
+
+# Our parameter → the tensor, the same for every architecture.
+_ENDS = {"embed.": "token_embd.", "ln_final.": "output_norm.", "unembed.": "output."}
+_LAYER = {
+    "ln1": "attn_norm",
+    "ln1_post": "post_attention_norm",
+    "ln2": "ffn_norm",
+    "ln2_post": "post_ffw_norm",
+    "attn.q_proj": "attn_q",
+    "attn.k_proj": "attn_k",
+    "attn.v_proj": "attn_v",
+    "attn.o_proj": "attn_output",
+    "attn.q_norm": "attn_q_norm",
+    "attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+class _Reader(GGUFReader):
+    """GGUFReader that steps over long arrays: slicing a vocabulary string by string takes it 21 s."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list, list[int], list]:
+        """Parts of one value; for a long array its size in bytes and nothing else."""
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            item, count = struct.unpack_from("<IQ", self.data, orig_offs)  # pyright: ignore[reportArgumentType]
+            if count > _LONG_ARRAY:
+                return 12 + self._array_bytes(orig_offs + 12, gguf.GGUFValueType(item), count), [], [], []
+        return super()._get_field_parts(orig_offs, raw_type)
+
+    def _array_bytes(self, start: int, item: gguf.GGUFValueType, count: int) -> int:
+        """Size of an array's items."""
+        if item != gguf.GGUFValueType.STRING:
+            return count * np.dtype(self.gguf_scalar_to_np[item]).itemsize
+        buffer, offset = memoryview(self.data), start  # pyright: ignore[reportArgumentType]
+        for _ in range(count):
+            offset += 8 + struct.unpack_from("<Q", buffer, offset)[0]
+        return offset - start
+
+
+@dataclass(frozen=True)
+class GGUFModel:
+    """A GGUF file, read.
+
+    Attributes:
+        config: what its config.json would say.
+        weights: dequantised tensors under transformers' names, in the layout of transformers.
+        provenance: how the weights were stored, and the constants that the format cannot carry, each with its source.
+        has_tokenizer: whether the file carries a vocabulary.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    provenance: dict[str, str]
+    has_tokenizer: bool
+
+
+def read_gguf(path: Path, on_tensor: Callable[[int, int], None] | None = None) -> GGUFModel:
+    """Read and dequantise a GGUF file.
+
+    Args:
+        path: the file.
+        on_tensor: called with (tensors done, tensors in all), for a progress bar.
+
+    Raises:
+        UnknownModelError: its architecture has no row in the family table.
+        ConfigError: it has a key that the row does not know.
+        WeightError: the file is damaged, or a tensor has no place in the model.
+    """
+    try:
+        reader = _Reader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items() if field.parts}
+    except (ValueError, IndexError, KeyError, OverflowError, struct.error, OSError) as error:
+        raise WeightError(f"{path} is not a whole GGUF file ({error}); download or copy it again") from error
+    family = _family(fields, path)
+    config, provenance = _config(fields, {t.name: t for t in reader.tensors}, family)
+    weights: dict[str, Tensor] = {}
+    for done, tensor in enumerate(reader.tensors):
+        name, weight = _weight(tensor, family, config)
+        weights[name] = weight
+        if on_tensor is not None:
+            on_tensor(done + 1, len(reader.tensors))
+    kinds = ", ".join(sorted({tensor.tensor_type.name for tensor in reader.tensors}))
+    provenance["weights"] = f"dequantised to float32 from GGUF ({kinds})"
+    return GGUFModel(config, weights, provenance, "tokenizer.ggml.tokens" in reader.fields)
+
+
+def _family(fields: Mapping[str, Any], path: Path) -> Family:
+    """The row whose layout this file has."""
+    arch = fields.get("general.architecture")
+    rows = {row.gguf.arch: row for row in FAMILIES.values() if row.gguf}
+    if arch not in rows:
+        raise UnknownModelError(
+            f"{path} holds a model of architecture {arch!r}; GGUF files are read for {', '.join(rows)}"
+        )
+    return rows[arch]
+
+
+def _config(
+    fields: Mapping[str, Any], tensors: Mapping[str, ReaderTensor], family: Family
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The file's settings as a config.json, and where those come from that it does not have."""
+    assert family.gguf is not None
+    prefix = f"{family.gguf.arch}."
+    own = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    unknown = sorted(set(own) - _KEYS.keys() - _CHECKED - _ROPE_KEYS)
+    if unknown:
+        raise ConfigError(
+            f"unknown key in a GGUF file of architecture {family.gguf.arch}: "
+            f"{', '.join(f'{prefix}{key}={own[key]!r}' for key in unknown)}; it may change what the model computes"
+        )
+    config = {name: own[key] for key, name in _KEYS.items() if key in own}
+    for name, value in config.items():
+        if isinstance(value, float):  # the file has float32: its shortest decimal is what was written
+            config[name] = float(str(np.float32(value)))
+    config |= {"model_type": family.model_type, "tie_word_embeddings": "output.weight" not in tensors}
+    config |= _derived(own, tensors) | _rope_scaling(own)
+    provenance = {}
+    for name, constant in family.gguf.constants.items():
+        if name not in config:
+            config[name] = constant.value(config) if callable(constant.value) else constant.value
+            provenance[name] = f"{config[name]}: GGUF has no key for it; {constant.source}"
+    return config, provenance
+
+
+def _derived(own: Mapping[str, Any], tensors: Mapping[str, ReaderTensor]) -> dict[str, Any]:
+    """What the file says in more than one place, or by the tensors that it has."""
+    if "token_embd.weight" not in tensors:
+        raise WeightError("token_embd.weight is missing from the GGUF file")
+    sizes = {own[k] for k in ("attention.key_length", "attention.value_length", "rope.dimension_count") if k in own}
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"the GGUF file has heads of sizes {sorted(sizes)} for k, v and rotation; they must be one size"
+        )
+    derived: dict[str, Any] = {"vocab_size": int(tensors["token_embd.weight"].shape[-1])}
+    derived |= {"head_dim": sizes.pop()} if sizes else {}
+    derived["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    return derived | ({"mlp_bias": True} if "blk.0.ffn_up.bias" in tensors else {})
+
+
+def _rope_scaling(own: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_scaling for the two schedules that the format names by their parameters."""
+    kind = own.get("rope.scaling.type", "none")
+    if kind == "none":
+        return {}
+    if kind not in ("linear", "yarn"):
+        raise ConfigError(f"rope.scaling.type={kind!r} in the GGUF file; allowed are none, linear and yarn")
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": own["rope.scaling.factor"]}
+    if kind == "yarn" and "rope.scaling.original_context_length" in own:
+        scaling["original_max_position_embeddings"] = own["rope.scaling.original_context_length"]
+    return {"rope_scaling": scaling}
+
+
+def _weight(tensor: ReaderTensor, family: Family, config: Mapping[str, Any]) -> tuple[str, Tensor]:
+    """Transformers' name and the dequantised, un-permuted values of one tensor."""
+    assert family.gguf is not None
+    ours = _our_name(tensor.name)
+    theirs = family.weights.get(ours[0]) if ours else None
+    if ours is None or not isinstance(theirs, str):
+        raise WeightError(f"tensor {tensor.name!r} of the GGUF file has no place in a {family.model_type} model")
+    try:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    except (NotImplementedError, ValueError) as error:
+        raise WeightError(
+            f"tensor {tensor.name!r} cannot be dequantised from {tensor.tensor_type.name}: {error}"
+        ) from error
+    # An unquantised tensor still is the file's own read-only pages.
+    weight = torch.from_numpy(values if values.flags.writeable else values.copy())
+    if family.gguf.norm_plus_one and "norm" in tensor.name:
+        weight = weight - 1
+    if family.gguf.interleaved and (".attn_q." in tensor.name or ".attn_k." in tensor.name):
+        heads = config["num_attention_heads"]
+        if ".attn_k." in tensor.name:
+            heads = config.get("num_key_value_heads", heads)
+        weight = halves_from_pairs(weight, heads)
+    return theirs.format(p=family.prefixes[0], i=ours[1]), weight
+
+
+def _our_name(name: str) -> tuple[str, str] | None:
+    """("blocks.{i}.ln1.weight", "3") for "blk.3.attn_norm.weight"; None for a name that no model has."""
+    for ours, theirs in _ENDS.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs), ""
+    parts = name.split(".")
+    theirs_to_ours = {theirs: ours for ours, theirs in _LAYER.items()}
+    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in theirs_to_ours:
+        return None
+    return f"blocks.{{i}}.{theirs_to_ours[parts[2]]}.{parts[3]}", parts[1]
+
+
+def halves_from_pairs(weight: Float[Tensor, "rows *in"], n_heads: int) -> Float[Tensor, "rows *in"]:
+    """Rows of q or k from adjacent-pair order, as GGUF's llama keeps them, to transformers' half-and-half order."""
+    pairs = weight.reshape(n_heads, -1, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape).contiguous()

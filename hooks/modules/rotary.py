@@ -1,0 +1,73 @@
+"""cos and sin of one schedule as a module with hook points."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from hooks.config.rope import RopeConfig
+from hooks.functional.rope import attention_factor, inv_freq, length_dependent
+
+
+class Rotary(nn.Module):
+    """cos and sin for positions under one schedule; keeps no state between calls.
+
+    ``inv_freq`` is a float32 parameter when the schedule is learnable, else None: the frequencies are then
+    recomputed for each forward, so no cast or move of the model can change them.
+
+    Args:
+        rope: A complete schedule.
+        d_head: Size of one head.
+    """
+
+    def __init__(self, rope: RopeConfig, d_head: int) -> None:
+        super().__init__()
+        self.rope = rope
+        self.d_head = d_head
+        self.hook_cos = HookPoint()
+        self.hook_sin = HookPoint()
+        frequencies, _ = inv_freq(rope, d_head)
+        self.inv_freq = nn.Parameter(frequencies.float()) if rope.learnable else None
+
+    def frequencies(self, length: int | None = None) -> tuple[Float[Tensor, " pair"], float]:
+        """The frequencies and attention factor in use at an input of this length."""
+        if self.inv_freq is None:
+            return inv_freq(self.rope, self.d_head, length)
+        return self.inv_freq, attention_factor(self.rope)
+
+    def forward(
+        self, positions: Int[Tensor, "batch pos"], *, length: int | None = None, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "batch pos pair"], Float[Tensor, "batch pos pair"]]:
+        """m·cos(p·f_i) and m·sin(p·f_i), m the attention factor.
+
+        Args:
+            positions: Position of every token.
+            length: Length of the whole input, for schedules that depend on it (default: last position + 1).
+            dtype: Type of the result; the angles are taken in float32 or float64 as ``rope.precision`` says.
+
+        Returns:
+            cos and sin, one value per pair.
+        """
+        if length is None and length_dependent(self.rope):
+            length = int(positions.max()) + 1
+        frequencies, factor = self.frequencies(length)
+        angle_dtype = torch.float64 if self.rope.precision == "float64" else torch.float32
+        angles = positions[..., None].to(angle_dtype) * frequencies.to(positions.device, angle_dtype)
+        cos, sin = (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+        return self.hook_cos(cos), self.hook_sin(sin)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move with the model but stay float32: bfloat16 frequencies are off by radians at position 4,096."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def extra_repr(self) -> str:
+        """The schedule, in the module's repr."""
+        return f"{self.rope!r}, d_head={self.d_head}"

@@ -1,0 +1,111 @@
+"""Scores and softmax of one head for any rows and any keys, from q and k, in float64."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooks import AttentionSpec
+from hooks.errors import InputError, PositionError
+from interp.measure.visibility import Visibility
+from interp.tensors.capture_data import CaptureData
+
+# Rows and keys of one block of scores: 16 MB in float64.
+_ROWS, _KEYS = 256, 8192
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """One head of a captured layer.
+
+    Attributes:
+        q: queries as they enter the score, [query d_head].
+        k: the keys that this head uses, [key d_head].
+        spec: how they become a pattern, with the sink logit and slope of this head alone.
+        see: which run of keys each query sees.
+        name: the head in words, for errors.
+    """
+
+    q: Float[Tensor, "query d_head"]
+    k: Float[Tensor, "key d_head"]
+    spec: AttentionSpec
+    see: Visibility
+    name: str
+
+    @classmethod
+    def of(cls, cap: CaptureData, layer: int, head: int) -> "HeadRows":
+        """The head of a capture.
+
+        Raises:
+            StageError: the layer was not captured.
+            PositionError: the layer has no such head.
+        """
+        q, k, spec = cap.q(layer), cap.k(layer), cap.spec(layer)
+        head = checked_head(head, q.shape[1])
+        spec = replace(
+            spec,
+            sinks=None if spec.sinks is None else spec.sinks[head : head + 1],
+            alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes[head : head + 1],
+        )
+        see = Visibility.of(spec, cap.positions, cap.positions)
+        own_k = k[:, head // (q.shape[1] // k.shape[1])]
+        return cls(q[:, head].cpu(), own_k.cpu(), spec, see, f"layer {layer}, head {head}")
+
+    def scores(self, rows: Int[Tensor, " row"], keys: Int[Tensor, " key"]) -> Float[Tensor, "row key"]:
+        """Scores that enter softmax, −inf where the query does not see the key."""
+        see, spec = self.see, self.spec
+        scores = self.q[rows].double() @ self.k[keys].double().T * spec.scale
+        if spec.softcap is not None:
+            scores = spec.softcap * torch.tanh(scores / spec.softcap)
+        if spec.alibi_slopes is not None:
+            distance = (see.query_position[rows, None] - see.key_position[keys]).abs()
+            scores -= float(spec.alibi_slopes[0]) * distance
+        hidden = (keys < see.first[rows, None]) | (keys >= see.stop[rows, None])
+        return scores.masked_fill_(hidden, -torch.inf)
+
+    def log_sum_exp(self, rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        """Log-sum-exp over all the keys that each row sees, the sink logit included.
+
+        Raises:
+            InputError: q or k holds NaN or infinity, or a score overflows.
+        """
+        start = -torch.inf if self.spec.sinks is None else float(self.spec.sinks[0])
+        out = torch.full(rows.shape, start, dtype=torch.float64)
+        for start in range(0, len(rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            chosen = rows[part]
+            for low in range(int(self.see.first[chosen].min()), int(self.see.stop[chosen].max()), _KEYS):
+                keys = torch.arange(low, min(low + _KEYS, len(self.k)))
+                out[part] = torch.logaddexp(out[part], self.scores(chosen, keys).logsumexp(-1))
+        if not bool(torch.isfinite(out).all()):
+            row = int(rows[~torch.isfinite(out)][0])
+            raise InputError(
+                f"{self.name}: the scores of query {row} are not finite. q or k holds NaN or infinity there: look for "
+                "an overflow upstream, or capture in float32 or bfloat16."
+            )
+        return out
+
+    def blocks(
+        self, rows: Int[Tensor, " row"], keys: Int[Tensor, " key"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "block key"], Float[Tensor, "block key"]]]:
+        """Scores and softmax values at these rows and keys, a block of rows at a time, led by its place among them."""
+        total = self.log_sum_exp(rows)
+        height = max(1, _ROWS * _KEYS // max(len(keys), 1))
+        for start in range(0, len(rows), height):
+            block = slice(start, min(start + height, len(rows)))
+            scores = self.scores(rows[block], keys)
+            yield block, scores, (scores - total[block, None]).exp_()
+
+
+def checked_head(head: int, n_heads: int) -> int:
+    """A head's index, counted from the end when negative.
+
+    Raises:
+        PositionError: there is no such head.
+    """
+    if not isinstance(head, int | np.integer) or not -n_heads <= head < n_heads:
+        raise PositionError(f"no head {head!r}: the layer has heads 0 to {n_heads - 1}")
+    return int(head) % n_heads

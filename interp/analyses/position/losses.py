@@ -1,0 +1,74 @@
+"""Loss by position: how well the model predicts the next token as it has more and more to look back on."""
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooks.errors import InputError, StageError
+from interp.common.labels import result_of
+from interp.tensors.capture_data import CaptureData
+
+
+def loss_by_position(cap: CaptureData, bins: int = 32) -> xr.Dataset:
+    """Mean loss of the predicted tokens in equal stretches of positions.
+
+    Returns:
+        loss_mean [nats], loss_stderr [nats] and count over position_bin, with coordinates first_position and
+        last_position of the predicted tokens; loss [nats] and running_mean [nats] over position.
+
+    Raises:
+        StageError: the capture holds no loss.
+        InputError: bins below 1.
+    """
+    if not len(cap.loss):
+        raise StageError(
+            "this capture holds no loss: it is not complete, or was made from a cache or with loss=False; "
+            "capture(model, text) holds it"
+        )
+    return binned_loss(cap.loss, cap.positions, bins)
+
+
+def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"], bins: int = 32) -> xr.Dataset:
+    """`loss_by_position` of losses that no capture holds.
+
+    Args:
+        nll: −ln p of each token but the first, in nats.
+        positions: position of every token.
+        bins: stretches of equal length.
+
+    Returns:
+        The Dataset of `loss_by_position`.
+    """
+    if bins < 1:
+        raise InputError(f"bins={bins}: ask for at least one stretch of positions")
+    loss, position = nll.double().cpu().numpy(), positions.cpu().numpy()[1:]
+    starts = np.unique(np.linspace(0, len(loss), min(bins, len(loss)) + 1).astype(int))[:-1]
+    count = np.diff(np.append(starts, len(loss)))
+    mean = np.add.reduceat(loss, starts) / count
+    variance = np.add.reduceat((loss - np.repeat(mean, count)) ** 2, starts) / np.where(count > 1, count - 1, np.nan)
+    attrs = {"units": "nats", "formula": "−ln p(token)"}
+    binned = "position_bin"
+    result = xr.Dataset(
+        {
+            "loss": ("position", loss, {**attrs, "description": "loss of the token at this position"}),
+            "running_mean": (
+                "position",
+                np.cumsum(loss) / np.arange(1, len(loss) + 1),
+                {**attrs, "description": "mean loss of all tokens up to this position"},
+            ),
+            "loss_mean": (binned, mean, {**attrs, "description": "mean loss in this stretch of positions"}),
+            "loss_stderr": (
+                binned,
+                np.sqrt(variance / count),
+                {**attrs, "description": "standard error of that mean, tokens taken as independent; NaN of one token"},
+            ),
+            "count": (binned, count, {"units": "token", "description": "predicted tokens in this stretch"}),
+        },
+        coords={
+            "position": position,
+            "first_position": (binned, position[starts], {"units": "token"}),
+            "last_position": (binned, position[starts + count - 1], {"units": "token"}),
+        },
+    )
+    return result_of("loss_by_position", result, "loss of the next token by position")

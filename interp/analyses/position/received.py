@@ -1,0 +1,155 @@
+"""Attention received by position: the profile from begin to end in which a middle can be lost."""
+
+import numpy as np
+import xarray as xr
+
+from hooks import AttentionSpec
+from hooks.errors import InputError
+from interp.common.binning import ratio
+from interp.common.labels import result_of
+from interp.common.schema import Variable
+from interp.tensors.capture_data import CaptureData
+
+PARTS = ("begin", "middle", "end")
+
+
+def received_by_position(cap: CaptureData, *, bins: int = 64, edge: float = 0.1) -> xr.Dataset:
+    """How much attention the tokens of each stretch of the text receive, plain and weighted by what it moves.
+
+    A key's mean is taken over the queries that can see it, ``Σ_i p_ij / |{i sees j}|``. Late keys are seen by near
+    queries only and early ones share their rows with few others, so even a head without preferences has a profile:
+    that of uniform attention stands beside the measured one, and a share above its uniform_share is a preference.
+
+    The value-weighted twins weigh p_ij by ‖v_j W_O‖: a sink that takes attention and moves nothing drops out of them.
+
+    Args:
+        cap: a capture of at least three tokens.
+        bins: stretches of equal length to average over; no more than there are tokens.
+        edge: part of the text that counts as its begin, and as its end.
+
+    Returns:
+        Dataset: received_mean and received_value_mean (layer, head, position_bin), uniform_mean (layer, position_bin);
+        received_share and received_value_share (layer, head, part), uniform_share (layer, part) for the parts begin,
+        middle and end; coordinates first_position and last_position of each bin. The value-weighted variables are
+        there when the capture holds v.
+
+    Raises:
+        InputError: fewer than three tokens, or a setting out of range.
+
+    Source:
+        arXiv 2307.03172 (lost in the middle), 2004.10102 (value-weighted attention).
+    """
+    n = len(cap.positions)
+    if n < 3:
+        raise InputError(f"{n} tokens have no begin, middle and end: capture a longer text")
+    if bins < 1 or not 0 < edge < 0.5:
+        raise InputError(f"bins={bins} must be at least 1 and edge={edge} between 0 and 0.5")
+    stats = cap.statistics()
+    starts = np.unique(np.linspace(0, n, min(bins, n) + 1).astype(int))[:-1]
+    width = min(max(round(edge * n), 1), (n - 1) // 2)
+    parts = np.asarray([0, width, n - width])
+    seen = np.stack([queries_seeing(cap.spec(layer), n) for layer in cap.layers])
+    uniform = np.stack([_uniform(cap.spec(layer), n) for layer in cap.layers])
+    measured = _described_profile(stats, "received", seen, starts, parts, _MEAN, _SHARE)
+    if "received_value" in stats:
+        measured |= _described_profile(stats, "received_value", seen, starts, parts, _VALUE_MEAN, _VALUE_SHARE)
+    mean, share = _profile(uniform, seen, starts, parts)
+    position = cap.positions.numpy()
+    out = xr.Dataset(
+        {
+            **measured,
+            "uniform_mean": (("layer", "position_bin"), mean, _UNIFORM_MEAN.attrs),
+            "uniform_share": (("layer", "part"), share, _UNIFORM_SHARE.attrs),
+        },
+        coords={
+            "layer": stats["layer"],
+            "head": stats["head"],
+            "part": list(PARTS),
+            "first_position": ("position_bin", position[starts], {"units": "token"}),
+            "last_position": ("position_bin", position[np.append(starts[1:], n) - 1], {"units": "token"}),
+        },
+        attrs={"parts": f"begin and end are {width} of {n} tokens each"},
+    )
+    return result_of("received_by_position", out, "attention received by position, beside that of uniform attention")
+
+
+_BIN, _PART = ("layer", "head", "position_bin"), ("layer", "head", "part")
+_MEAN = Variable(
+    "",
+    _BIN,
+    "1",
+    "mean attention that a key of this stretch gets from a query that can see it",
+    "mean_j (Σ_i p_ij / |{i sees j}|)",
+)
+_SHARE = Variable("", _PART, "1", "share of all the head's attention that goes to this part", "Σ p / Σ p")
+_VALUE_MEAN = Variable(
+    "",
+    _BIN,
+    "value norm",
+    "the same, weighted by the size of the value that it moves",
+    "mean_j (Σ_i p_ij ‖v_j W_O‖ / |{i sees j}|)",
+    "arXiv:2004.10102",
+)
+_VALUE_SHARE = Variable(
+    "",
+    _PART,
+    "1",
+    "share of all that the head's attention moves, by the size of the values, that comes from this part",
+    "Σ p ‖v W_O‖ / Σ p ‖v W_O‖",
+    "arXiv:2004.10102",
+)
+_UNIFORM_MEAN = Variable(
+    "",
+    ("layer", "position_bin"),
+    "1",
+    "received_mean of a head that attends alike to every key it sees",
+    "the same with p_ij = 1 / |{j seen by i}|",
+)
+_UNIFORM_SHARE = Variable("", ("layer", "part"), "1", "received_share of such a head", "Σ p / Σ p")
+
+
+def _described_profile(
+    stats: xr.Dataset,
+    name: str,
+    seen: np.ndarray,
+    starts: np.ndarray,
+    parts: np.ndarray,
+    mean_is: Variable,
+    share_is: Variable,
+) -> dict[str, tuple]:
+    """Mean by stretch and share by part of one statistic by key."""
+    mean, share = _profile(stats[name].transpose("layer", "head", "key").values, seen[:, None], starts, parts)
+    return {
+        f"{name}_mean": (mean_is.dims, mean, mean_is.attrs),
+        f"{name}_share": (share_is.dims, share, share_is.attrs),
+    }
+
+
+def queries_seeing(spec: AttentionSpec, n: int) -> np.ndarray:
+    """How many of n queries see each of n keys."""
+    first, stop = _visible(spec, n)
+    # Every query opens at its first key and closes after its last one.
+    return np.cumsum(np.bincount(first, minlength=n + 1) - np.bincount(stop, minlength=n + 1))[:n]
+
+
+def _uniform(spec: AttentionSpec, n: int) -> np.ndarray:
+    """Attention that each key receives when every query spreads its own evenly."""
+    first, stop = _visible(spec, n)
+    weight = 1 / (stop - first)
+    opened = np.bincount(first, weight, minlength=n + 1)
+    return np.cumsum(opened - np.bincount(stop, weight, minlength=n + 1))[:n]
+
+
+def _visible(spec: AttentionSpec, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """First visible key of each query, and one past the last."""
+    index = np.arange(n)
+    window = n if spec.window is None else spec.window
+    return np.maximum(index - window + 1, 0), (index + 1 if spec.causal else np.minimum(index + window, n))
+
+
+def _profile(
+    received: np.ndarray, seen: np.ndarray, starts: np.ndarray, parts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over each bin of the attention per query, and the share of each part (NaN of nothing), on the last axis."""
+    per_query = np.add.reduceat(received / seen, starts, axis=-1) / np.diff(np.append(starts, received.shape[-1]))
+    return per_query, ratio(np.add.reduceat(received, parts, axis=-1), received.sum(-1, keepdims=True))

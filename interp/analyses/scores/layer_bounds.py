@@ -1,0 +1,235 @@
+"""What the weights of a captured layer prove about the size of its scores and of its queries and keys."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from hooks import AttentionSpec, HookedTransformerConfig
+from hooks.errors import InputError, StageError, TextError
+from interp.analyses.scores.bound import score_bound
+from interp.common.labels import described, result_of
+from interp.common.progress import track
+from interp.tensors.capture_data import CaptureData
+from interp.tensors.selection import layer_numbers
+
+NO_LIMIT = "nothing limits q and k: this layer has no QK-norm, no clip and no soft-cap"
+
+
+def bound_by_distance(
+    cap: CaptureData, layers: int | Sequence[int] | None = None, distances: int | Sequence[int] | None = None
+) -> xr.Dataset:
+    """The largest score that the weights allow at each distance, beside the scores that this text has there.
+
+    ``B(Δ) = scale · d_head · max_i σ_i(Δ)`` for RMS QK-norm before RoPE, σ_i the largest singular value of frequency
+    pair i's block Dγq R(Δ) Dγk; `interp.score_bound` has the other norms. Constant where nothing turns after the norm.
+
+    Args:
+        cap: a capture.
+        layers: which of its layers; None is all of them.
+        distances: which distances; None is all that occur. A LayerNorm costs a singular value decomposition for each,
+            so at length give some, such as powers of two.
+
+    Returns:
+        Dataset over (layer, head, distance): bound, score_min, score_max; over (layer): bound_reason, empty where the
+        bound exists and why not where it is NaN.
+
+    Raises:
+        InputError: none of the layers has a bound, or a distance does not occur.
+        StageError: a layer that was not captured.
+        TextError: fewer than two tokens.
+
+    Source:
+        ``sup |uᵀ Dγq R(Δ) Dγk v|`` over ‖u‖, ‖v‖ ≤ √d is d times the spectral norm of a block-diagonal matrix.
+    """
+    chosen = chosen_layers(cap, layers)
+    reasons = [bound_reason(cap, layer) for layer in chosen]
+    if all(reasons):
+        raise InputError(
+            f"layer {chosen[0]}: {reasons[0]}, and so in every layer asked for. Look at score_ranges for what was "
+            "observed, or give the model a norm or a clip with model.with_config(qk_norm=…) or (clip_qkv=…)."
+        )
+    stats = cap.statistics(chosen)
+    if distances is not None:
+        absent = np.setdiff1d(distances, stats["distance"].values)
+        if absent.size:
+            raise InputError(f"distance {absent[0]} does not occur: they go up to {int(stats['distance'].max())} here")
+        stats = stats.sel(distance=np.unique(distances))
+    distance = stats["distance"].values
+    bounds = np.full((len(chosen), cap.cfg.n_heads, len(distance)), np.nan)
+    for row, layer in enumerate(track(chosen, "bounding scores")):
+        seen = np.abs(distance) < (cap.spec(layer).window or np.inf)
+        if not reasons[row]:
+            bounds[row][:, seen] = layer_bound(cap, layer, distance=distance[seen])
+    bound = xr.DataArray(
+        bounds,
+        {"layer": list(chosen), "head": np.arange(cap.cfg.n_heads), "distance": distance},
+        ("layer", "head", "distance"),
+    )
+    out = xr.Dataset(
+        {
+            "bound": described(
+                bound,
+                "score",
+                "no score of this head at this distance can be larger in size (under ALiBi: higher), whatever the text",
+                "scale · sqrt(D_q D_k) · max_i σ_i(Δ); see interp.score_bound",
+            ),
+            "score_min": stats["score_min"],
+            "score_max": stats["score_max"],
+            "bound_reason": described(
+                xr.DataArray(reasons, dims="layer"), "", "why there is no bound; empty where there is one", ""
+            ),
+        }
+    ).transpose("layer", "head", "distance", ...)
+    out["bound"].attrs["side"] = bound_side(cap, chosen)
+    return result_of("bound_by_distance", out, "proven and observed scores of each head against distance")
+
+
+def layer_bound(
+    cap: CaptureData,
+    layer: int,
+    *,
+    cfg: HookedTransformerConfig | None = None,
+    steps: Sequence[str] | None = None,
+    spec: AttentionSpec | None = None,
+    distance: np.ndarray | None = None,
+) -> Float[np.ndarray, "*head_and_distance"]:
+    """The largest |s| that each head of a captured layer can reach on a text of this length, inf where there is none.
+
+    Args:
+        cap: the capture.
+        layer: one of its layers.
+        cfg: settings of norm, rotation and clip; None for the capture's own.
+        steps: the steps behind q and k, in order; None for those of the layer.
+        spec: how q and k become scores; None for the layer's own.
+        distance: give the bound at each of these distances.
+    """
+    cfg, steps = cap.cfg if cfg is None else cfg, cap.steps(layer) if steps is None else steps
+    constants, n = cap.constants(layer), len(cap.positions)
+    spec = constants.spec if spec is None else spec
+    known = not _unknown(cap, layer, cfg, steps)
+    normed, turned, clipped = (known and step in steps for step in ("norm", "rope", "clip"))
+    bound = score_bound(
+        cfg.qk_norm if normed else None,
+        cfg.rope_for(layer) if turned else None,
+        constants.gain_q if normed else None,
+        constants.gain_k if normed else None,
+        spec,
+        distance=distance,
+        bias_q=constants.bias_q if normed else None,
+        bias_k=constants.bias_k if normed else None,
+        clip_qkv=cfg.clip_qkv if clipped else None,
+        clip_position=cfg.clip_position,
+        frequencies=constants.inv_freq if turned else None,
+        length=n,
+        max_distance=n - 1,
+        d_head=cfg.d_head,
+    )
+    shape = (cfg.n_heads,) if distance is None else (cfg.n_heads, len(distance))
+    return np.broadcast_to(np.asarray(bound, dtype=np.float64), shape)
+
+
+def bound_reason(
+    cap: CaptureData,
+    layer: int,
+    *,
+    cfg: HookedTransformerConfig | None = None,
+    steps: Sequence[str] | None = None,
+    spec: AttentionSpec | None = None,
+) -> str:
+    """Why `layer_bound` proves nothing with these settings; empty where it does."""
+    if np.isfinite(layer_bound(cap, layer, cfg=cfg, steps=steps, spec=spec)).all():
+        return ""
+    cfg, steps = cap.cfg if cfg is None else cfg, cap.steps(layer) if steps is None else steps
+    return _unknown(cap, layer, cfg, steps) or NO_LIMIT
+
+
+def vector_bounds(cap: CaptureData, layer: int) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
+    """The largest ‖q‖ and ‖k‖ that each query head can see, and so their largest entries; inf where there is none.
+
+    A norm leaves at most ``√D · max_j |γ_j| + ‖β‖``, a clip to ±c at most ``√d_head · c``, and a rotation multiplies by
+    no more than its attention factor.
+    """
+    constants = cap.constants(layer)
+    q = _vector_bound(cap, layer, constants.gain_q, constants.bias_q, cap.cfg.n_heads)
+    k = _vector_bound(cap, layer, constants.gain_k, constants.bias_k, cap.cfg.n_kv_heads)
+    return q, np.repeat(k, cap.cfg.n_heads // cap.cfg.n_kv_heads)
+
+
+def chosen_layers(cap: CaptureData, layers: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The layers asked for, of a capture that is long enough to measure.
+
+    Raises:
+        StageError: no layer, or one that the capture does not hold.
+        TextError: fewer than two tokens.
+    """
+    chosen = cap.layers if layers is None else layer_numbers(layers)
+    if not chosen:
+        raise StageError("no layer was asked for: name at least one, or leave out layers for all that were captured")
+    for layer in chosen:
+        cap.steps(layer)
+    if len(cap.positions) < 2:
+        raise TextError(f"{len(cap.positions)} token was captured: ranges of scores need at least 2")
+    return chosen
+
+
+def _unknown(cap: CaptureData, layer: int, cfg: HookedTransformerConfig, steps: Sequence[str]) -> str:
+    """What the capture does not know of these steps, though a bound would need it; empty if nothing."""
+    constants, after = cap.constants(layer), steps
+    if "norm" in steps:
+        if cfg.qk_norm is None or constants.gain_q is None or constants.gain_k is None:
+            return "the capture does not hold the norm's gains: capture the model itself instead of reading a cache"
+        after = steps[steps.index("norm") + 1 :]
+        if "clip" in after and cfg.clip_qkv is None and cfg.qk_norm.kind == "layer":
+            return "the value at which this model clips q and k is not known"
+    if "rope" in after and cfg.rope_for(layer) is None and ("norm" in steps or "clip" in steps):
+        return "how this model rotates q and k is not known, so its norm proves nothing about what comes after it"
+    return ""
+
+
+def _vector_bound(
+    cap: CaptureData, layer: int, gain: Tensor | None, bias: Tensor | None, heads: int
+) -> Float[np.ndarray, " head"]:
+    """The bound on one tensor's vectors, step by step."""
+    cfg, constants = cap.cfg, cap.constants(layer)
+    longest = torch.full((heads,), torch.inf, dtype=torch.float64)
+    for step in cap.steps(layer):
+        if step == "norm":
+            longest = _norm_reach(cfg, gain, bias, heads)
+        elif step == "clip" and cfg.clip_qkv is not None:
+            longest = longest.clamp_max(cfg.clip_qkv * cfg.d_head**0.5)
+        elif step == "rope":
+            factor = torch.inf if cfg.rope_for(layer) is None else max(constants.attention_factor, 1.0)
+            longest = longest * factor
+    return longest.numpy()
+
+
+def _norm_reach(
+    cfg: HookedTransformerConfig, gain: Tensor | None, bias: Tensor | None, heads: int
+) -> Float[Tensor, " head"]:
+    """The longest vector that a norm puts out, for each head."""
+    if cfg.qk_norm is None or gain is None:
+        return torch.full((heads,), torch.inf, dtype=torch.float64)
+    width = gain.numel() if cfg.qk_norm.scope == "full" else gain.shape[-1]
+    radius = 1.0 if cfg.qk_norm.kind == "l2" else width**0.5
+    longest = radius * gain.double().cpu().abs().amax(-1)
+    return longest if bias is None else longest + bias.double().cpu().norm(dim=-1)
+
+
+def bound_side(cap: CaptureData, layers: Sequence[int]) -> str:
+    """Where a bound holds: on "both" sides of zero, or only "above", because ALiBi lowers scores without end."""
+    return "both" if all(cap.spec(layer).alibi_slopes is None for layer in layers) else "above"
+
+
+def linear(spec: AttentionSpec) -> AttentionSpec:
+    """The same visible pairs, with nothing but the scale between q·k and the score."""
+    return replace(spec, softcap=None, sinks=None, alibi_slopes=None)
+
+
+def is_linear(spec: AttentionSpec) -> bool:
+    """Whether scores are scale · q·k and nothing else."""
+    return spec.softcap is None and spec.alibi_slopes is None

@@ -1,0 +1,4 @@
+"""The command ``ropescope``; heavy imports wait inside the commands, so that --help is quick.
+
+May import: everything.
+"""

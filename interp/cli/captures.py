@@ -1,0 +1,145 @@
+"""``ropescope capture``, ``resume`` and ``info``: captures on disk from a script."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.cli import options
+from interp.cli.options import MODELS, Device, Dtype, InterruptedRunError, TextFile
+
+if TYPE_CHECKING:
+    from interp.captures import Capture
+    from interp.recording.plan import CapturePlan
+
+CAPTURE_EPILOG = "Example: ropescope capture --model smollm2-135m --text essay.txt --out essay.capture"
+RESUME_EPILOG = "Example: ropescope resume essay.capture"
+INFO_EPILOG = "Example: ropescope info essay.capture --verify"
+_Directory = Annotated[str, typer.Argument(metavar="DIR", help="The capture.")]
+_Force = Annotated[
+    bool,
+    typer.Option("--force", help="Go on although torch, threads, device or processor changed; last bits will differ."),
+]
+
+
+def capture(
+    model: Annotated[str, typer.Option(metavar="MODEL", help=f"{MODELS}.")] = "gemma3-270m",
+    text: TextFile = None,
+    tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens of it to read.")] = 4096,
+    stages: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Stages to keep besides the final q and k; by default pre_norm,pre_rope."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")
+    ] = None,
+    loss: Annotated[
+        bool, typer.Option("--loss/--no-loss", help="Compute the loss; without it the last layer kept ends the run.")
+    ] = True,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where to write the capture.")] = "ropescope.capture",
+    device: Device = None,
+    dtype: Dtype = None,
+    force: _Force = False,
+) -> None:
+    """Run a model on a text and keep q, k and v of each layer in a directory.
+
+    Run it again, or `ropescope resume DIR`, after it was stopped: it goes on from the last finished layer.
+    """
+    options.check_run_options(tokens, dtype)
+    chosen = options.numbers(layers, "--layers")
+    from interp.texts.texts import read_text, standard_text
+
+    source = standard_text() if text is None else read_text(text)
+    device = options.checked_device(device)
+    with options.status("loading libraries"):
+        from hooks import HookedTransformer
+        from interp.recording.plan import DEFAULT_STAGES, plan_capture
+    with options.status(f"loading {model}"):
+        loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
+    wanted = DEFAULT_STAGES if stages is None else tuple(stage.strip() for stage in stages.split(","))
+    plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
+    options.note_short_text(plan.n_tokens, tokens)
+    _write(plan, out, force=force)
+
+
+def resume(directory: _Directory, force: _Force = False) -> None:
+    """Go on with a capture that was stopped, from its directory alone."""
+    from interp.storage.manifest import read_manifest
+
+    manifest = read_manifest(Path(directory))
+    if manifest.is_complete:
+        from interp.storage.writing import tidy
+
+        tidy(Path(directory))
+        typer.echo(f"{directory} is complete")
+        return
+    with options.status(f"loading {manifest.model_id}"):
+        from interp.storage.resuming import load_model, plan_rest
+
+        plan = plan_rest(Path(directory), manifest, load_model(Path(directory), manifest))
+    _write(plan, directory, force=force)
+
+
+def info(
+    directory: _Directory,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file again and compare its SHA-256.")] = False,
+) -> None:
+    """Print what a capture holds; with --verify, check every byte of it (exit status 1 names the bad files)."""
+    from hooks.errors import CaptureDamagedError
+    from interp.captures import open_capture
+    from interp.storage.manifest import read_manifest
+    from interp.storage.reading import CaptureFiles
+    from interp.storage.statistics_store import StatisticsStore
+
+    manifest = read_manifest(Path(directory))
+    if verify:
+        problems = CaptureFiles(Path(directory), manifest).damaged() + StatisticsStore(Path(directory), {}).damaged()
+        if problems:
+            raise CaptureDamagedError("; ".join(problems))
+    typer.echo(_described(open_capture(directory)))
+    if verify:
+        typer.echo(f"verified: {len(manifest.files)} files are what they were when they were written")
+
+
+def _write(plan: "CapturePlan", out: str, *, force: bool) -> None:
+    """Say what it will cost, capture, and say what was written."""
+    from interp.captures import read_capture
+    from interp.recording.cost import Pace, size_estimate, time_estimate
+    from interp.storage.manifest import MANIFEST, read_manifest
+    from interp.storage.writing import write_capture
+
+    started = time.monotonic()
+    typer.echo(size_estimate(plan, Path(out)))
+    begun = Path(out) / MANIFEST
+    typer.echo(time_estimate(plan, read_manifest(Path(out)).blocks_run if begun.is_file() else 0))
+    try:
+        write_capture(plan, out, force=force, watch=Pace(plan, typer.echo))
+    except KeyboardInterrupt:
+        again = f"go on with: ropescope resume {out}" if begun.is_file() else "nothing was captured yet: run it again"
+        raise InterruptedRunError(f"interrupted; {again}") from None
+    typer.echo(
+        f"wrote {out} ({read_capture(out).n_bytes / 1e6:,.1f} MB of q, k and v) in {time.monotonic() - started:.0f} s"
+    )
+
+
+def _loss_line(cap: "Capture") -> str:
+    """The mean loss, or why there is none."""
+    if len(cap.loss):
+        return f"{float(cap.loss.double().mean()):.4f} nats per token"
+    return cap.provenance["settings"].get("loss", "not there yet")
+
+
+def _described(cap: "Capture") -> str:
+    """What a capture holds, in lines."""
+    rows: list[tuple[str, Any]] = [
+        ("model", cap.model_id),
+        ("text", f"{len(cap.positions):,} tokens, {cap.provenance['text']['read']}"),
+        ("loss", _loss_line(cap)),
+        ("q, k and v", f"{cap.n_bytes:,} bytes"),
+        ("complete", "yes" if cap.is_complete else f"no: go on with `ropescope resume {cap.path}`"),
+    ]
+    lines = [f"{name:<11} {value}" for name, value in rows]
+    if cap.layers:
+        lines += ["", cap.holdings().to_string()]
+    return "\n".join(lines)

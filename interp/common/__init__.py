@@ -1,0 +1,4 @@
+"""Words, labels, binning, files and progress: what every room uses and none of them owns.
+
+May import: hooks.
+"""

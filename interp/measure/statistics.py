@@ -1,0 +1,244 @@
+"""attention_statistics: every statistic of every head from one pass over q and k, exact, in O(n) memory."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Literal, get_args
+
+import torch
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hooks.config.attention_spec import AttentionSpec
+from hooks.errors import InputError
+from interp.common.progress import counted
+from interp.measure.block_height import block_height
+from interp.measure.dataset import Measured, build_dataset
+from interp.measure.portable import BUFFERS, Pass
+from interp.measure.schema import GROUPS, SINK_SIZES
+from interp.measure.subsampling import GroupErrors, sample_rows
+from interp.measure.totals import Totals
+from interp.measure.visibility import Visibility
+
+MEMORY_BUDGET = 32 * 2**20
+_TILE_NUMBERS = 2048  # of a row in the fused pass: scores of a tile with its edges, sums and largest of its keys
+Backend = Literal["auto", "portable", "fused"]
+
+
+@torch.no_grad()
+def attention_statistics(
+    q: Float[Tensor, "query head d_head"],
+    k: Float[Tensor, "key kv_head d_head"],
+    spec: AttentionSpec,
+    *,
+    v: Float[Tensor, "key kv_head d_head"] | None = None,
+    w_o: Float[Tensor, "head d_head d_model"] | None = None,
+    groups: Iterable[str] = GROUPS,
+    queries: int | Sequence[int] | Int[Tensor, " chosen"] | None = None,
+    map_size: int = 128,
+    query_start: int = 0,
+    key_mask: Bool[Tensor, " key"] | None = None,
+    query_positions: Int[Tensor, " query"] | None = None,
+    key_positions: Int[Tensor, " key"] | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+    backend: Backend = "auto",
+) -> xr.Dataset:
+    """Measure the attention of one sequence without ever holding an n × n matrix.
+
+    With ``s_ij`` the score that enters softmax (scaled, soft-capped, with ALiBi) and ``p`` the pattern, every
+    statistic is a sum, an extreme or a moment of s or p over visible pairs only. Masks go by index, distances by
+    position. A query that sees nothing gets NaN (argmax_key −1) and counts nowhere. A learned sink logit takes part
+    in the softmax, so p sums to less than 1 over the keys; it is in ``lse`` and is no key.
+
+    A batch is a loop: ``xr.concat([attention_statistics(q[b], k[b], spec) for b in range(len(q))], "batch")``. The
+    fused pass works in the buffers of the call before where shapes are the same; it keeps at most 64 MiB of them.
+
+    Scores are computed in float32, or in float64 when q or k is. Sums over blocks are float64. The error against
+    dense float64 is at most ``1e-5 · max(1, max|s| / 50)``, relative where a value is larger than 1; of mean_distance
+    relative to the distances that it averages, which cancel where keys lie on both sides.
+
+    Args:
+        q: Queries as they enter the score.
+        k: Keys, one per kv head; query head h uses kv head ``h // (head / kv_head)``.
+        spec: How q and k become a pattern.
+        v: Values; adds ``received_value`` and ``attention_value``.
+        w_o: Output projection of each head, so that a value weighs ``‖v_j W_O‖``; without it ``‖v_j‖``.
+        groups: Which families to compute, one name or several: "rows", "keys", "distances", "map", "scores".
+        queries: None measures every query. A number measures that many, drawn evenly stratified with a fixed seed:
+            sums, counts and score_m2 become unbiased estimates for all queries, many with a ``…_stderr``, and
+            positional_r2 is adjusted for the noise of the means by distance. Indices measure just these queries.
+        map_size: Side of the pooled map; at most the number of queries and keys.
+        query_start: Index of the first query among the keys (chunked runs).
+        key_mask: True where a key is real; None when all are.
+        query_positions: Positions of the queries; by default ``query_start + row``.
+        key_positions: Positions of the keys; by default their indices.
+        memory_budget: Bytes that the blocks at hand may take, over all threads; a block has at least one row.
+        progress: Called with rows done and rows in total, over all heads; by default a bar on a terminal, once it takes
+            longer than a moment.
+        backend: "fused" is compiled and multi-threaded, for float32 scores on the CPU and keys without holes;
+            "portable" is torch and does everything. "auto" takes the first where it can. Both are within the error
+            above; the Dataset's attribute ``backend`` names the one taken.
+
+    Returns:
+        Dataset over head, query, key, distance, map_query, map_key and score_bin; `statistics_schema.VARIABLES`
+        lists the variables.
+
+    Raises:
+        InputError: Shapes that do not fit together, an unknown group, NaN or infinity in q, k or v.
+    """
+    groups = _check_groups(groups)
+    _check_tensors(q, k, v, w_o, spec)
+    dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
+    query_positions = _positions("query_positions", query_positions, query_start, q.shape[0], q.device)
+    key_positions = _positions("key_positions", key_positions, 0, k.shape[0], k.device)
+    see = Visibility.of(spec, query_positions, key_positions, query_start, _check_mask(key_mask, k))
+    samples = sample_rows(queries, q.shape[0], q.device)
+    chosen = [see.select(rows) for rows in samples.rows]
+    low, high = see.distance_range if "distances" in groups else (0, 0)
+    if map_size < 1:
+        raise InputError(
+            f'map_size={map_size}: the pooled map has at least one cell; leave "map" out of groups for none'
+        )
+    value_norm = None if v is None else _value_norms(v[see.key], w_o, q.shape[1], dtype)
+    map_shape = (min(map_size, q.shape[0]), min(map_size, k.shape[0]))
+    totals = Totals.empty(
+        groups,
+        heads=q.shape[1],
+        rows=sum(part.row.numel() for part in chosen),
+        sinks=len(SINK_SIZES),
+        kept=see.key.numel(),
+        distances=high - low + 1,
+        map_shape=map_shape,
+        values=value_norm is not None,
+        dtype=dtype,
+        device=q.device,
+    )
+    errors = GroupErrors()
+    run = _choose(backend, q, dtype, see)
+    buffers = torch.get_num_threads() if run is _run_fused else BUFFERS * (q.shape[1] // k.shape[1])
+    beside = _TILE_NUMBERS if run is _run_fused else 0
+    total, finished = q.shape[1] * sum(part.row.numel() for part in chosen), 0
+
+    def done(rows: int) -> None:
+        nonlocal finished
+        finished += rows
+        report(finished, total)
+
+    offset = measured_rows = 0
+    with counted("measuring attention") if progress is None else nullcontext(progress) as report:
+        for part, rows in zip(chosen, samples.rows, strict=True):
+            before = totals.sums(measured_rows) if samples.estimate else {}
+            height = block_height(memory_budget, buffers, part, spec, dtype, beside)
+            work = Pass(q, k, spec, part, totals, groups, low, map_shape, value_norm, dtype, height)
+            run(work, offset, done)
+            offset += part.row.numel()
+            measured_rows += rows.numel()
+            if samples.estimate:
+                errors.add(before, totals.sums(measured_rows))
+    measured = Measured(see, chosen, samples, errors, query_positions, key_positions, value_norm, low)
+    values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
+    return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("_run_"))
+
+
+def _choose(backend: Backend, q: Tensor, dtype: torch.dtype, see: Visibility) -> Callable[..., None]:
+    """The function that runs a pass.
+
+    Raises:
+        InputError: the fused pass was asked for and cannot do it, or the name is unknown.
+    """
+    if backend not in get_args(Backend):
+        raise InputError(f"backend={backend!r}: choose from {', '.join(get_args(Backend))}.")
+    covered = q.device.type == "cpu" and dtype == torch.float32 and see.keys_in_step
+    if backend == "fused" and not covered:
+        raise InputError(
+            'backend="fused" measures float32 scores on the CPU for keys that follow each other without a gap; here '
+            f"scores are {dtype} on {q.device}{'' if see.keys_in_step else ', and keys have gaps'}. "
+            'Choose "auto" or "portable".'
+        )
+    return _run_fused if covered and backend != "portable" else _run_portable
+
+
+def _run_portable(work: Pass, offset: int, done: Callable[[int], None]) -> None:
+    """Run a pass in torch."""
+    work.run(offset, done)
+
+
+def _run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
+    """Run a pass compiled; numba is imported only now."""
+    from interp.measure.fused.threads import FusedPass
+
+    FusedPass(work).run(offset, done)
+
+
+def _check_groups(groups: Iterable[str]) -> frozenset[str]:
+    """The groups asked for, each known."""
+    chosen = [groups] if isinstance(groups, str) else list(groups) if isinstance(groups, Iterable) else []
+    if not chosen or any(group not in GROUPS for group in chosen):
+        raise InputError(f"groups={groups!r}: choose one or several from {', '.join(GROUPS)}.")
+    return frozenset(chosen)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor | None, w_o: Tensor | None, spec: AttentionSpec) -> None:
+    """Shapes that fit together, floating point, and nothing that is not finite."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x is not None and (x.ndim != 3 or not x.is_floating_point() or not x.numel()):
+            raise InputError(
+                f"{name} must be floating point [position head d_head] and not empty; it is {x.dtype} "
+                f"{tuple(x.shape)}. Leave out the batch axis: one call measures one sequence."
+            )
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if heads % kv_heads or q.shape[2] != k.shape[2]:
+        raise InputError(
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} do not fit: the last axes must agree and the heads of q be a "
+            "multiple of those of k."
+        )
+    if v is not None and v.shape[:2] != k.shape[:2]:
+        raise InputError(f"v {tuple(v.shape)} must have the positions and heads of k {tuple(k.shape)}.")
+    if w_o is not None and (v is None or w_o.ndim != 3 or w_o.shape[:2] != (heads, v.shape[2])):
+        raise InputError(
+            f"w_o {tuple(w_o.shape)} must be [head d_head d_model] for {heads} heads, and come with v, whose values it "
+            f"projects{'' if v is None else f' (d_head {v.shape[2]})'}."
+        )
+    for name, per_head in (("sinks", spec.sinks), ("alibi_slopes", spec.alibi_slopes)):
+        if per_head is not None and len(per_head) != heads:
+            raise InputError(f"spec.{name} has {len(per_head)} entries for {heads} heads.")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x is not None and not all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist())):
+            row, head, _ = (~torch.isfinite(x)).nonzero()[0].tolist()
+            raise InputError(
+                f"{name} holds NaN or infinity, first at row {row}, head {head}: nothing can be measured. Look for an "
+                "overflow upstream, or capture in float32 or bfloat16."
+            )
+
+
+def _check_mask(key_mask: Tensor | None, k: Tensor) -> Bool[Tensor, " key"] | None:
+    """The mask as booleans, of the length of k."""
+    if key_mask is None:
+        return None
+    if key_mask.shape != k.shape[:1]:
+        raise InputError(f"key_mask {tuple(key_mask.shape)} must be [key], here [{k.shape[0]}].")
+    return key_mask.to(device=k.device, dtype=torch.bool)
+
+
+def _positions(name: str, given: Tensor | None, start: int, n: int, device: torch.device) -> Int[Tensor, " n"]:
+    """Positions as given, or counted from `start`."""
+    if given is None:
+        return torch.arange(start, start + n, device=device)
+    if given.shape != (n,) or given.is_floating_point():
+        raise InputError(f"{name} must be {n} integers; it is {given.dtype} {tuple(given.shape)}.")
+    return given.to(device=device, dtype=torch.int64)
+
+
+def _value_norms(
+    v: Float[Tensor, "kept kv_head d_head"], w_o: Tensor | None, heads: int, dtype: torch.dtype
+) -> Float[Tensor, "head kept"]:
+    """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths."""
+    group, v = heads // v.shape[1], v.contiguous()
+    if w_o is None:
+        return torch.linalg.vector_norm(v.to(dtype), dim=-1).T.repeat_interleave(group, dim=0)
+    factor = torch.linalg.qr(w_o.to(v.device, dtype).mT, mode="r").R
+    return torch.stack(
+        [torch.linalg.vector_norm(v[:, h // group].to(dtype) @ factor[h].T, dim=-1) for h in range(heads)]
+    )

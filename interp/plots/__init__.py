@@ -1,0 +1,45 @@
+"""A Dataset drawn with plotly; computes nothing that it shows.
+
+`show` picks the figure of any result. Every figure is drawn in light colours; `dark` exchanges them, `save` writes
+PNG, SVG, PDF or a page of its own.
+
+May import: hooks, interp.common.
+"""
+
+from interp.plots.differences import comparison, comparison_by_distance
+from interp.plots.distance import attention_by_distance, attention_by_variant, attention_share_by_head
+from interp.plots.export import save
+from interp.plots.loss import loss_by_position
+from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
+from interp.plots.pairs import frequency_pairs
+from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
+from interp.plots.ranges import score_ranges
+from interp.plots.showing import can_show, show
+from interp.plots.tables import head_table, ranking
+from interp.plots.theme import dark
+
+__all__ = [
+    "attention_by_distance",
+    "attention_by_variant",
+    "attention_share_by_head",
+    "attention_window",
+    "bound_by_distance",
+    "can_show",
+    "comparison",
+    "comparison_by_distance",
+    "dark",
+    "frequency_pairs",
+    "head_scores",
+    "head_table",
+    "layer_head_map",
+    "loss_by_position",
+    "pooled_map",
+    "precision_cost",
+    "ranking",
+    "received_by_position",
+    "relativity_error",
+    "save",
+    "score_ranges",
+    "show",
+    "sink_rate",
+]

@@ -1,0 +1,161 @@
+"""What to capture, checked before anything runs: the tokens, the layers, the stages, and what they will cost."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hooks import HookedTransformer, HookedTransformerConfig
+from hooks.attached.transformer import AttachedTransformer
+from hooks.errors import InputError, StageError, TextError
+from interp.common.words import number_ranges
+from interp.recording.provenance import describe
+from interp.tensors.stages import STAGES, stage_name, steps_before
+from interp.texts.texts import Text, as_text, tokenise
+
+DEFAULT_STAGES = ("pre_norm", "pre_rope")
+
+
+@dataclass(frozen=True)
+class CapturePlan:
+    """A model, a text and what to keep of the pass over it.
+
+    Attributes:
+        model: the model.
+        tokens: token ids, [1 pos].
+        str_tokens: the same tokens as strings.
+        stages: the stages asked for.
+        steps: clip, norm and rope in the order of each layer to keep.
+        provenance: as `Capture.provenance`.
+        loss: whether to compute the loss, for which every block must run.
+    """
+
+    model: HookedTransformer | AttachedTransformer
+    tokens: Int[Tensor, "1 pos"]
+    str_tokens: list[str]
+    stages: tuple[str, ...]
+    steps: dict[int, tuple[str, ...]]
+    provenance: dict[str, dict[str, str]]
+    loss: bool = True
+
+    @property
+    def n_blocks(self) -> int:
+        """How many of the model's blocks run: all, or without the loss those up to the last layer to keep."""
+        return self.model.cfg.n_layers if self.loss else max(self.steps) + 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the text."""
+        return self.tokens.shape[1]
+
+    def stage_names(self, layer: int) -> tuple[str, ...]:
+        """The stages to keep of a layer, in the order of computation; the last is final."""
+        steps = self.steps[layer]
+        done = {steps_before(stage, steps) for stage in (*self.stages, "final")}
+        return tuple(stage_name(n, steps) for n in sorted(n for n in done if n is not None))
+
+    def layer_bytes(self, layer: int) -> int:
+        """Bytes of the q, k and v kept of a layer."""
+        cfg = self.model.cfg
+        rows = len(self.stage_names(layer)) * (cfg.n_heads + cfg.n_kv_heads) + cfg.n_kv_heads
+        return rows * cfg.d_head * self.n_tokens * self.model.dtype.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all q, k and v kept."""
+        return sum(self.layer_bytes(layer) for layer in self.steps)
+
+    @property
+    def stream_bytes(self) -> int:
+        """Bytes of the residual stream."""
+        return self.n_tokens * self.model.cfg.d_model * self.model.dtype.itemsize
+
+
+def plan_capture(
+    model: HookedTransformer | AttachedTransformer,
+    text_or_tokens: "str | Text | Sequence[int] | Tensor",
+    n_tokens: int | None = None,
+    stages: str | Sequence[str] = DEFAULT_STAGES,
+    layers: int | Iterable[int] | None = None,
+    loss: bool = True,
+) -> CapturePlan:
+    """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
+    chosen = _chosen_layers(model.cfg, layers)
+    if loss and not getattr(model, "has_head", True):
+        raise StageError("this model was attached without its output head, so it has no loss: capture with loss=False")
+    stages = (stages,) if isinstance(stages, str) else stages
+    steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
+    _check_stages(stages, steps)
+    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
+    str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
+    settings = {
+        "tokens": f"{tokens.shape[1]:,}",
+        "layers": number_ranges(chosen),
+        "stages": ", ".join(dict.fromkeys((*stages, "final"))),
+    }
+    if not loss:
+        settings["loss"] = "left out"
+    provenance = describe(model, text, what, tokens[0], str_tokens, settings)
+    return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance, loss)
+
+
+def _tokens_of(
+    model: HookedTransformer | AttachedTransformer,
+    source: "str | Text | Sequence[int] | Tensor",
+    n_tokens: int | None,
+) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
+    """Tokens in one row, one line on what they are, and the text if there is one."""
+    if isinstance(source, str | Text):
+        text = as_text(source)
+        tokens, what = tokenise(model, text, n_tokens)
+        return tokens, what, text
+    if not isinstance(source, Tensor | Sequence | np.ndarray):
+        raise InputError(f"cannot read a {type(source).__name__}: give a text, or token ids in one row")
+    try:
+        ids = torch.as_tensor(source if isinstance(source, Tensor) else np.asarray(source))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"cannot read a {type(source).__name__} of that: give token ids in one row, or a text"
+        ) from None
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or (len(ids) and (ids.is_floating_point() or ids.dtype == torch.bool)):
+        raise InputError(
+            f"tokens must be one row of whole numbers, not shape {tuple(ids.shape)} of {ids.dtype!s}: "
+            "capture one sequence at a time"
+        )
+    if n_tokens is not None and n_tokens < 2:
+        raise InputError(f"n_tokens={n_tokens}: attention needs at least 2 tokens")
+    if n_tokens is not None:
+        ids = ids[:n_tokens]
+    if len(ids) < 2:
+        raise TextError(f"{len(ids)} token to read: attention needs at least 2")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= model.cfg.d_vocab:
+        wrong = low if low < 0 else high
+        raise InputError(f"token id {wrong} is outside this model's vocabulary, 0 to {model.cfg.d_vocab - 1}")
+    return ids.long()[None], "token ids given in memory", None
+
+
+def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | None) -> tuple[int, ...]:
+    """The layers to keep, in order, checked against the model."""
+    layers = [int(layers)] if isinstance(layers, int | np.integer) else layers
+    chosen = range(cfg.n_layers) if layers is None else sorted({int(layer) for layer in layers})
+    if not chosen:
+        raise StageError("no layer was asked for: name at least one")
+    for layer in chosen:
+        if not 0 <= layer < cfg.n_layers:
+            raise StageError(f"the model has no layer {layer}: its layers are 0 to {cfg.n_layers - 1}")
+    return tuple(chosen)
+
+
+def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> None:
+    """Raise a StageError for an unknown stage, or one asked for by name that no layer has."""
+    for stage in stages:
+        found = [layer for layer in steps if steps_before(stage, steps[layer]) is not None]
+        if not found and stages is not DEFAULT_STAGES:
+            there = [s for s in STAGES if any(steps_before(s, own) is not None for own in steps.values())]
+            raise StageError(f"no layer of this model has a stage {stage!r}; it has {', '.join(there)}")

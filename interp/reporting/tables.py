@@ -1,0 +1,108 @@
+"""The report's tables: every head with its numbers on the page, and all of them as CSV files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from hooks.errors import OutputError
+from interp.common.files import write_text
+from interp.common.words import KIND_NAME
+from interp.reporting import sentences
+from interp.reporting.findings import Analyses
+from interp.reporting.measures import as_text
+
+
+@dataclass(frozen=True)
+class Column:
+    """Heading of a column and what its numbers are."""
+
+    name: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, and the number that it is sorted by: empty for a missing one, None for a text."""
+
+    text: str
+    value: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One head."""
+
+    name: str
+    anchor: str
+    place: str
+    order: int
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every head with every number."""
+
+    columns: list[Column]
+    rows: list[Row]
+
+
+def head_table(metrics: Sequence[xr.DataArray], layer_types: Sequence[str]) -> Table:
+    """One row per head, a column for each number."""
+    columns = [Column("Head", "layer and head"), Column("Kind", "kind of layer")]
+    for values in metrics:
+        units = values.attrs["units"]
+        unit = f" [{units}]" if units not in ("", "%") else ""
+        label = values.attrs["label"]
+        columns.append(Column(label[:1].upper() + label[1:] + unit, values.attrs.get("description", "")))
+    layers, heads = metrics[0]["layer"].values, metrics[0]["head"].values
+    rows = []
+    for r, layer in enumerate(layers):
+        for c, head in enumerate(heads):
+            numbers = [(float(values.values[r, c]), values.attrs["units"]) for values in metrics]
+            cells = [Cell(KIND_NAME[str(layer_types[r])], None)]
+            cells += [Cell(as_text(x, units), f"{x:.6g}" if np.isfinite(x) else "") for x, units in numbers]
+            place = r * len(heads) + c
+            rows.append(Row(sentences.head_label(layer, head), f"L{layer}H{head}", f"{r},{c}", place, cells))
+    return Table(columns, rows)
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write tables to {str(folder)!r}: {error.strerror}; choose another folder") from None
+    return place
+
+
+def write_tables(found: Analyses, folder: str | Path) -> list[Path]:
+    """Write the numbers behind the report as CSV: heads, distances, ranges, and loss where there is one.
+
+    Raises:
+        OutputError: the folder cannot be made or a file in it cannot be written.
+    """
+    place = check_folder(folder)
+    heads = xr.Dataset({str(values.name): values for values in found.metrics})
+    tables = {
+        "heads": heads.assign(layer_type=("layer", found.ranges["layer_type"].values)),
+        "distances": found.binned.reset_coords(["first_distance", "last_distance"]),
+        "ranges": found.ranges.reset_coords(["layer_type", "stage_label"]),
+        "loss": found.loss[["loss_mean", "loss_stderr", "count"]].reset_coords(["first_position", "last_position"]),
+    }
+    if found.variants is not None:
+        per_head = [name for name, v in found.variants.data_vars.items() if v.dims == ("layer", "head", "variant")]
+        tables["variants"] = found.variants[per_head]
+    written = []
+    for name, data in tables.items():
+        frame = data.drop_vars([c for c in data.coords if c not in data.dims]).to_dataframe().reset_index()
+        written.append(write_text(place / f"{name}.csv", frame.to_csv(index=False)))
+    return written

@@ -1,0 +1,310 @@
+"""A capture on disk, written: killed at any moment, it goes on from the last finished layer to the same bytes."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooks.errors import CaptureError, CaptureMismatchError, OutputError
+from interp.common.files import TEMPORARY, sync_directory
+from interp.recording.constants import layer_constants
+from interp.recording.plan import CapturePlan
+from interp.recording.provenance import environment, token_hash, weight_hash
+from interp.recording.run import run_blocks
+from interp.storage import manifest as names
+from interp.storage.lock import LOCK, locked
+from interp.storage.manifest import LayerRecord, Manifest, layer_file, read_manifest, resume_file, write_manifest
+from interp.storage.reading import CaptureFiles, constants_tensors, spec_values
+from interp.storage.tensor_files import write_bytes, write_tensors
+
+# What only a resumed run needs goes away with the end of it; so a finished capture names no path of this machine.
+SOURCE = "source.json"
+_OURS = (LOCK, SOURCE, names.TOKENS, names.TOKEN_STRINGS, names.CONSTANTS)
+
+
+class Watch(Protocol):
+    """Looks on while a capture is written."""
+
+    def start(self) -> None:
+        """The blocks begin to run."""
+        ...
+
+    def finished(self, layer: int) -> None:
+        """A block has run and what it leaves is written."""
+        ...
+
+
+def write_capture(
+    plan: CapturePlan,
+    path: str | Path,
+    *,
+    force: bool = False,
+    watch: Watch | None = None,
+) -> None:
+    """Capture to a directory, going on from where an earlier run of the same capture stopped.
+
+    Args:
+        plan: what to capture.
+        path: the directory; made if it is not there, opened if it holds this capture already.
+        force: go on although torch, the threads, the device or the processor changed, and last bits with them.
+        watch: is told when the blocks begin and when each is finished.
+
+    Raises:
+        CaptureMismatchError: another capture is there, or it was begun in another environment.
+        CaptureBusyError: another process is writing it.
+        CaptureDamagedError: a finished file is missing or changed.
+        CaptureError: the path holds something else.
+        OutputError: it cannot be written, or would not fit on the disk. What is finished stays, to be resumed.
+    """
+    directory = Path(path)
+    wanted = _manifest_of(plan)
+    with _system_errors_named(directory):
+        if names.MANIFEST in _entries(directory):
+            found = read_manifest(directory)
+            _check_same(directory, found, wanted)
+            if found.is_complete and not _leftovers(directory, found):
+                return
+        else:
+            _check_room(directory, plan.n_bytes + 2 * plan.stream_bytes)
+            directory.mkdir(exist_ok=True)
+            sync_directory(directory.absolute().parent)
+        with locked(directory):
+            CaptureWriter(directory, plan, wanted, force=force, watch=watch).run()
+
+
+class CaptureWriter:
+    """Writes the files of one capture, under its lock.
+
+    A file is whole once the manifest names it. What the manifest does not name is a leftover of a run that was killed,
+    and is written again.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        plan: CapturePlan,
+        wanted: Manifest,
+        *,
+        force: bool,
+        watch: Watch | None,
+    ):
+        self.directory, self.plan, self.manifest, self.watch = directory, plan, wanted, watch
+        if names.MANIFEST in _entries(directory):  # written by a process that held the lock until now
+            self.manifest = read_manifest(directory)
+            _check_same(directory, self.manifest, wanted)
+            self._continue(force=force)
+        else:
+            self._begin()
+
+    def run(self) -> None:
+        """Run what has not run, then the loss."""
+        if self.manifest.is_complete:
+            return
+        start, resid = self.manifest.blocks_run, None
+        if start:
+            files = CaptureFiles(self.directory, self.manifest)
+            # A copy: torch aligns it as it does the stream of a run that was not interrupted.
+            resid = files.tensor(resume_file(start), "residual").clone().to(self.plan.tokens.device)
+        if self.watch is not None:
+            self.watch.start()
+        loss = run_blocks(self.plan, self, start, resid)
+        record = write_tensors(self.directory / names.LOSS, {"loss": loss})
+        self._finish(self.manifest.blocks_run, {names.LOSS: record})
+
+    def put(self, layer: int, tensors: dict[str, Tensor], resid: Float[Tensor, "1 pos d_model"]) -> None:
+        """Write what was kept of a block and the residual stream after it; then the manifest."""
+        written = {layer_file(layer): tensors} if tensors else {}
+        written[resume_file(layer + 1)] = {"residual": resid}
+        self._finish(layer + 1, {name: write_tensors(self.directory / name, x) for name, x in written.items()})
+        if self.watch is not None:
+            self.watch.finished(layer)
+
+    def _begin(self) -> None:
+        """Write all that is known before the model runs."""
+        source = getattr(self.plan.model, "loaded_from", None)  # an attached model came from somewhere else
+        write_bytes(self.directory / SOURCE, json.dumps({"model": source}).encode())
+        tokens = self.plan.tokens[0].cpu()
+        constants = {n: layer_constants(self.plan.model, n, self.plan.n_tokens) for n in self.plan.steps}
+        weights = {name: x for n, found in constants.items() for name, x in constants_tensors(n, found).items()}
+        strings = {"token 0": self.manifest.provenance["text"]["token 0"], "str_tokens": self.plan.str_tokens}
+        self.manifest = replace(
+            self.manifest,
+            layers={
+                n: replace(record, spec=spec_values(constants[n].spec), attention_factor=constants[n].attention_factor)
+                for n, record in self.manifest.layers.items()
+            },
+        )
+        records = {
+            names.TOKENS: write_tensors(
+                self.directory / names.TOKENS, {"tokens": tokens, "positions": torch.arange(len(tokens))}
+            ),
+            names.TOKEN_STRINGS: write_bytes(self.directory / names.TOKEN_STRINGS, json.dumps(strings).encode()),
+            names.CONSTANTS: write_tensors(self.directory / names.CONSTANTS, weights),
+        }
+        self._finish(0, records)
+
+    def _continue(self, *, force: bool) -> None:
+        """Make sure that what is finished is whole, and that the rest will fit it bit by bit."""
+        CaptureFiles(self.directory, self.manifest).check()
+        self._remove_leftovers()
+        if self.manifest.is_complete:
+            return
+        left = sum(self.plan.layer_bytes(n) for n in self.plan.steps if n >= self.manifest.blocks_run)
+        _check_room(self.directory, left + 2 * self.plan.stream_bytes)
+        begun, now = self.manifest.environment, environment(self.plan.model)
+        if self.manifest.forced:
+            begun = {key: value for key, value in self.manifest.forced[-1].items() if key != "from_block"}
+        if begun == now:
+            return
+        if not force:
+            changed = [f"{key} {begun.get(key)} then, {now[key]} now" for key in now if begun.get(key) != now[key]]
+            raise CaptureMismatchError(
+                f"the capture in {str(self.directory)!r} was begun in another environment ({', '.join(changed)}), so "
+                "the rest would differ in the last bits: restore it, or go on all the same with force=True (--force)"
+            )
+        went_on = {"from_block": self.manifest.blocks_run, **now}
+        self.manifest = replace(self.manifest, forced=(*self.manifest.forced, went_on))
+
+    def _finish(self, blocks_run: int, records: dict) -> None:
+        """Name finished files in the manifest; only then may those before them go."""
+        self.manifest = self.manifest.after(blocks_run, records)
+        write_manifest(self.directory, self.manifest)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Delete files of ours that the manifest does not name."""
+        _remove(self.directory, _leftovers(self.directory, self.manifest))
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a run left that was killed after its capture was complete.
+
+    Raises:
+        CaptureBusyError: another process is writing it.
+        OutputError: it cannot be removed.
+    """
+    with _system_errors_named(directory):
+        manifest = read_manifest(directory)
+        if manifest.is_complete and _leftovers(directory, manifest):
+            with locked(directory):
+                _remove(directory, _leftovers(directory, manifest))
+
+
+def _remove(directory: Path, leftovers: list[str]) -> None:
+    """Delete these files of a directory, for good."""
+    for name in leftovers:
+        (directory / name).unlink(missing_ok=True)
+    if leftovers:
+        sync_directory(directory)
+
+
+def _manifest_of(plan: CapturePlan) -> Manifest:
+    """What the capture will be, before any of it is there."""
+    config = plan.model.cfg.to_dict()
+    config["model_name"] = model_id(plan.model)
+    return Manifest(
+        model_id=model_id(plan.model),
+        config=json.loads(json.dumps(config)),
+        weights=weight_hash(plan.model),
+        n_tokens=plan.n_tokens,
+        tokens=token_hash(plan.tokens[0]),
+        stages=plan.stages,
+        environment=environment(plan.model),
+        provenance=plan.provenance,
+        layers={n: LayerRecord(steps, plan.stage_names(n), {}, 1.0) for n, steps in plan.steps.items()},
+        loss=plan.loss,
+    )
+
+
+def model_id(model: Any) -> str:
+    """The model's name; of a path only the last part, so that a capture names no place on this machine."""
+    name = str(model.cfg.model_name)
+    return Path(name).name if os.path.isabs(name) else name
+
+
+def _check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
+    """Raise a CaptureMismatchError that says in what the capture at a path differs from the one asked for."""
+    # Where it runs, how it is called and what is said of it do not decide what it computes.
+    aside = {"device", "provenance", "model_name", "seed"}
+    settings = [key for key in wanted.config if key not in aside and found.config.get(key) != wanted.config[key]]
+    different = [f"{key} {found.config.get(key)!r} there, {wanted.config[key]!r} here" for key in settings[:3]]
+    if not settings and found.weights != wanted.weights:
+        different.append(f"other weights ({found.model_id} there, {wanted.model_id} here)")
+    if found.tokens != wanted.tokens:
+        different.append(f"another text ({found.n_tokens:,} tokens there, {wanted.n_tokens:,} here)")
+    held, asked = ({n: (r.steps, r.stages) for n, r in m.layers.items()} for m in (found, wanted))
+    if set(held) != set(asked):
+        different.append(f"layers {', '.join(map(str, held))} there, {', '.join(map(str, asked))} here")
+    elif held != asked:
+        different.append(f"stages {', '.join(found.stages)} there, {', '.join(wanted.stages)} here")
+    if found.loss != wanted.loss:
+        different.append("with its loss there, without here" if found.loss else "without its loss there, with it here")
+    if different:
+        raise CaptureMismatchError(
+            f"the capture in {str(directory)!r} is another one: {'; '.join(different)}; "
+            "choose another path, or delete it"
+        )
+
+
+def _entries(directory: Path) -> set[str]:
+    """Names in a directory that may not be there; raises a CaptureError for one that somebody else uses."""
+    if not directory.exists() and not directory.is_symlink():
+        return set()
+    if not directory.is_dir():
+        raise CaptureError(f"{str(directory)!r} is a file, and a capture is a directory: choose another path")
+    found = set(os.listdir(directory))
+    foreign = sorted(n for n in found if n not in _OURS and not Path(n).match(TEMPORARY))
+    if names.MANIFEST not in found and foreign:
+        raise CaptureError(
+            f"{str(directory)!r} is no capture and not empty (it holds {', '.join(foreign[:3])}): choose another path"
+        )
+    return found
+
+
+def _leftovers(directory: Path, manifest: Manifest) -> list[str]:
+    """Files of ours that a killed run left, and the source once it is of no more use."""
+    ours = {*map(layer_file, manifest.layers), names.LOSS}
+    found = []
+    for name in os.listdir(directory):
+        stream = name.startswith("resume_") and name.endswith(".safetensors")
+        spent = name == SOURCE and manifest.is_complete
+        if (name not in manifest.files and (name in ours or stream)) or spent or Path(name).match(TEMPORARY):
+            found.append(name)
+    return sorted(found)
+
+
+def _check_room(directory: Path, n_bytes: int) -> None:
+    """Raise an OutputError when the disk would not hold what is to be written."""
+    place = directory if directory.exists() else directory.absolute().parent
+    if not place.is_dir():
+        raise OutputError(f"cannot write {str(directory)!r}: there is no directory {str(place)!r}; create it first")
+    free = shutil.disk_usage(place).free
+    if n_bytes > free:
+        raise OutputError(
+            f"the capture takes {n_bytes / 1e9:.2f} GB more in {str(directory)!r} and {free / 1e9:.2f} GB are free: "
+            "free some space, choose another disk, or keep fewer layers, stages or tokens"
+        )
+
+
+@contextmanager
+def _system_errors_named(directory: Path) -> Iterator[None]:
+    """Turn what the system says while writing into an OutputError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full; free some space" if full else f"{error.strerror or error}; see that it can be written"
+        raise OutputError(
+            f"cannot write the capture in {str(directory)!r}: {what} and run it again: what is finished stays"
+        ) from None

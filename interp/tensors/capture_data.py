@@ -1,0 +1,200 @@
+"""What a capture holds and says of itself: q, k and v of each layer, the loss, and their exact statistics."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import xarray as xr
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hooks import AttentionSpec, HookedTransformerConfig
+from hooks.errors import StageError
+from interp.common.progress import track
+from interp.common.stacking import named_layer, stack_layers
+from interp.common.words import number_ranges
+from interp.measure.schema import GROUPS
+from interp.measure.statistics import attention_statistics
+from interp.tensors.constants import LayerConstants
+from interp.tensors.layers import HeldLayer
+from interp.tensors.selection import Choice, layer_numbers, part_of
+from interp.tensors.stages import stage_name, steps_before
+
+
+class StatisticsStore(Protocol):
+    """Where statistics are kept beside a capture on disk."""
+
+    def load(self, layer: int, settings: Mapping[str, Any]) -> xr.Dataset | None:
+        """The statistics of a layer under these settings, if they are kept."""
+        ...
+
+    def save(self, layer: int, settings: Mapping[str, Any], dataset: xr.Dataset) -> None:
+        """Keep them."""
+        ...
+
+
+@dataclass(repr=False)
+class CaptureData:
+    """What a model computed on a text: q, k and v of each layer, the loss, and where all of it came from.
+
+    Attributes:
+        cfg: the model's configuration.
+        model_id: the model's name.
+        tokens: token ids, [pos].
+        str_tokens: the same tokens as strings.
+        positions: position of each token, [pos].
+        loss: −ln p of each next token in nats, [pos-1]; entry i is the loss of token i + 1. Empty, as tokens may be,
+            in a capture made from a cache, and in one that is not complete or was made with ``loss=False``.
+        layers: the captured layers.
+        provenance: model, text, settings, cited constants and versions, as nested dictionaries of plain values.
+        path: the directory of a capture on disk, else None.
+        is_complete: False for a capture on disk that was interrupted; `layers` are then those that were finished.
+    """
+
+    cfg: HookedTransformerConfig
+    model_id: str
+    tokens: Int[Tensor, " pos"]
+    str_tokens: list[str]
+    positions: Int[Tensor, " pos"]
+    loss: Float[Tensor, " predicted"]
+    provenance: dict[str, dict[str, str]]
+    _layers: Mapping[int, HeldLayer]
+    _statistics: dict[tuple, xr.Dataset] = field(default_factory=dict)
+    path: Path | None = None
+    is_complete: bool = True
+    _store: StatisticsStore | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The captured layers, in order."""
+        return tuple(self._layers)
+
+    def stages(self, layer: int) -> tuple[str, ...]:
+        """The stages at which q and k of this layer are held, in the order of computation; the last is final."""
+        held = self._layer(layer)
+        return tuple(stage_name(done, held.steps) for done in sorted(held.q))
+
+    def q(
+        self, layer: int, stage: str = "final", *, positions: Choice = None, heads: Choice = None
+    ) -> Float[Tensor, "pos head d_head"]:
+        """Queries of a layer at a stage; ``final`` are those that enter the score.
+
+        Args:
+            layer: which layer.
+            stage: clip, norm and rope each have a ``pre_`` and a ``post_`` side.
+            positions: an index, a slice or several indices; None is all. Of a capture on disk these are views
+                of the file, whose hash is checked when the layer is first read.
+            heads: the same for query heads. No axis is dropped.
+
+        Raises:
+            StageError: the layer was not captured, or has no such stage.
+            PositionError: a position or head that is not there.
+        """
+        return part_of(self._layer(layer).q[self._steps_done(layer, stage)], positions, heads)
+
+    def k(
+        self, layer: int, stage: str = "final", *, positions: Choice = None, heads: Choice = None
+    ) -> Float[Tensor, "pos kv_head d_head"]:
+        """Keys of a layer at a stage; ``final`` are those that enter the score. Heads are kv heads; else as `q`."""
+        return part_of(self._layer(layer).k[self._steps_done(layer, stage)], positions, heads)
+
+    def v(self, layer: int, *, positions: Choice = None, heads: Choice = None) -> Float[Tensor, "pos kv_head d_head"]:
+        """Values of a layer, after clipping where the model clips. Heads are kv heads; else as `q`.
+
+        Raises:
+            StageError: the layer was not captured, or the capture was made from a cache without v.
+            PositionError: a position or head that is not there.
+        """
+        values = self._layer(layer).v
+        if values is None:
+            raise StageError(f"v of layer {layer} was not in the cache that this capture was made from")
+        return part_of(values, positions, heads)
+
+    def spec(self, layer: int) -> AttentionSpec:
+        """How q and k of this layer become a pattern: scale, window, soft-cap, sinks."""
+        return self._layer(layer).constants.spec
+
+    def constants(self, layer: int) -> LayerConstants:
+        """Gains of the QK-norm, rotary frequencies, sizes of W_O and the attention spec of a layer."""
+        return self._layer(layer).constants
+
+    def steps(self, layer: int) -> tuple[str, ...]:
+        """The steps from projection to score that this layer applies: clip, norm, rope, in its own order."""
+        return self._layer(layer).steps
+
+    def select(self, layers: int | Iterable[int]) -> Self:
+        """The same capture with some of its layers: what is asked of it is asked of them alone. Copies nothing.
+
+        Raises:
+            StageError: a layer that was not captured.
+        """
+        chosen = layer_numbers(layers)
+        if not chosen:
+            raise StageError(f"no layer was asked for: this capture holds {number_ranges(self.layers)}")
+        return replace(self, _layers={n: self._layer(n) for n in sorted(chosen)})
+
+    def statistics(
+        self, layers: int | Sequence[int] | None = None, groups: str | Sequence[str] = GROUPS, *, map_size: int = 128
+    ) -> xr.Dataset:
+        """Exact attention statistics of each layer, computed once and kept: in memory, and beside a capture on disk.
+
+        Args:
+            layers: which of the captured layers; None is all of them.
+            groups: families of statistics, see `interp.attention_statistics`.
+            map_size: side of the pooled attention map in cells.
+
+        Returns:
+            The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
+        """
+        chosen = self.layers if layers is None else layer_numbers(layers)
+        if not chosen:
+            raise StageError(f"no layer was asked for: this capture holds {number_ranges(self.layers)}")
+        groups = (groups,) if isinstance(groups, str) else tuple(sorted(set(groups)))
+        found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
+        return stack_layers(found)
+
+    def _layer_statistics(self, layer: int, groups: tuple[str, ...], map_size: int) -> xr.Dataset:
+        """Statistics of one layer: from memory, from beside the capture, or computed and kept in both."""
+        key, settings = (layer, groups, map_size), {"groups": groups, "map_size": map_size}
+        held = self._layer(layer)
+        if key not in self._statistics and self._store is not None:
+            kept = self._store.load(layer, settings)
+            if kept is not None:
+                self._statistics[key] = kept
+        if key not in self._statistics:
+            v = held.v
+            with named_layer(layer):
+                found = attention_statistics(
+                    self.q(layer),
+                    self.k(layer),
+                    held.constants.spec,
+                    v=v,
+                    w_o=None if v is None else held.constants.w_o,
+                    groups=groups,
+                    map_size=map_size,
+                )
+            self._statistics[key] = found
+            if self._store is not None:
+                self._store.save(layer, settings, found)
+        return self._statistics[key]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes held by q, k and v."""
+        return sum(info.n_bytes for held in self._layers.values() for info in held.infos().values())
+
+    def _layer(self, layer: int) -> HeldLayer:
+        """The layer's tensors, or a StageError that says which layers there are."""
+        if layer not in self._layers:
+            raise StageError(f"layer {layer!r} is not in this capture; it holds {number_ranges(self.layers)}")
+        return self._layers[layer]
+
+    def _steps_done(self, layer: int, stage: str) -> int:
+        """Key of a stage in a layer's q and k, or a StageError that says which stages there are."""
+        held = self._layer(layer)
+        done = steps_before(stage, held.steps)
+        if done is None or done not in set(held.q):
+            why = "has no such step" if done is None else "was captured without it"
+            raise StageError(f"no stage {stage!r} in layer {layer}: it {why}; it holds {', '.join(self.stages(layer))}")
+        return done

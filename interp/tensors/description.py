@@ -1,0 +1,77 @@
+"""What a capture is and holds, described once: in one line, as a table, as HTML."""
+
+import html
+
+import pandas as pd
+
+from interp.common.words import KIND_NAME, visible_text
+from interp.tensors.capture_data import CaptureData
+
+_FIRST_TOKENS = 12
+
+
+def holdings(cap: CaptureData) -> pd.DataFrame:
+    """One row for each layer; reads no tensor, on disk or in memory."""
+    rows = []
+    for layer in cap.layers:
+        infos = cap._layers[layer].infos()
+        final = infos["q.final"]
+        rows.append(
+            {
+                "layer": layer,
+                "type": cap.cfg.layer_type(layer),
+                "window": cap.spec(layer).window or "",
+                "stages": ", ".join(cap.stages(layer)),
+                "q": " × ".join(map(str, final.shape)),
+                "k": " × ".join(map(str, infos["k.final"].shape)),
+                "dtype": str(final.dtype).removeprefix("torch."),
+                "bytes": sum(info.n_bytes for info in infos.values()),
+            }
+        )
+    return pd.DataFrame(rows, columns=_COLUMNS).set_index("layer")
+
+
+_COLUMNS = ["layer", "type", "window", "stages", "q", "k", "dtype", "bytes"]
+
+
+def in_words(cap: CaptureData) -> str:
+    """One line: model, tokens, layers, stages, size, and where it is."""
+    stages = dict.fromkeys(stage for layer in cap.layers for stage in cap.stages(layer))
+    heads = f"{cap.cfg.n_heads} heads over {cap.cfg.n_kv_heads} kv heads"
+    unfinished = "" if cap.is_complete else ", UNFINISHED"
+    where = "" if cap.path is None else f"; {str(cap.path)!r}"
+    return (
+        f"Capture({cap.model_id}: {len(cap.positions):,} tokens, {len(cap.layers)} layers × {heads}, "
+        f"q and k at {', '.join(stages) or 'no stage yet'}; {cap.n_bytes / 1e6:,.1f} MB{where}{unfinished})"
+    )
+
+
+def as_html(cap: CaptureData) -> str:
+    """What it is, what is held of each layer, and whether it is whole, for a notebook."""
+    unfinished = "" if cap.is_complete else "<p>unfinished: <code>ropescope resume</code> goes on with it</p>"
+    return f"{_facts(cap)}{unfinished}{holdings(cap).to_html()}"
+
+
+def _facts(cap: CaptureData) -> str:
+    """The table; every text of the capture is escaped."""
+    stages = dict.fromkeys(stage for layer in cap.layers for stage in cap.stages(layer))
+    kinds: dict[str, int] = {}
+    for layer in cap.layers:
+        name = KIND_NAME[cap.cfg.layer_type(layer)]
+        kinds[name] = kinds.get(name, 0) + 1
+    tokens = " ".join(visible_text(token).replace(" ", "·") for token in cap.str_tokens[:_FIRST_TOKENS])
+    rows = {
+        "model": visible_text(cap.model_id, 80),
+        "tokens": f"{len(cap.positions):,}: {tokens}" + (" …" if len(cap.str_tokens) > _FIRST_TOKENS else ""),
+        "layers": ", ".join(f"{count} {name}" for name, count in kinds.items()),
+        "heads": f"{cap.cfg.n_heads} over {cap.cfg.n_kv_heads} kv heads, d_head {cap.cfg.d_head}",
+        "q and k at": ", ".join(stages),
+        "size": f"{cap.n_bytes / 1e6:,.1f} MB",
+    }
+    if len(cap.loss):
+        rows["loss"] = f"{float(cap.loss.double().mean()):.3f} nats per token"
+    cells = "".join(
+        f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption style='text-align:left'><b>Capture</b></caption>{cells}</table>"

@@ -1,0 +1,313 @@
+"""The command: quick to answer, and one line on what is wrong instead of a traceback."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hooks import HookedTransformer, HookedTransformerConfig, RopeConfig
+from interp.cli import command as cli
+from interp.cli import options
+
+ROOT = Path(__file__).parents[3]
+# Processor time of the same work on a busy machine with shared caches against a quiet one.
+BUSY = 2
+COMMAND = [sys.executable, "-m", "interp.cli"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run main() in this process, in an empty directory; gives exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ropescope", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return run_main
+
+
+class OneTokenPerCharacter:
+    bos_token_id = None
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [ord(c) % 61 for c in text]}
+
+    def batch_decode(self, rows, **_):
+        return [chr(48 + row[0]) for row in rows]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every model name gives a tiny model."""
+
+    def load(source, *, dtype=None, device=None):
+        dtype = str(dtype or "float32").removeprefix("torch.")
+        cfg = HookedTransformerConfig(
+            d_model=32,
+            d_head=32,
+            n_layers=3,
+            n_ctx=512,
+            n_heads=2,
+            d_mlp=16,
+            d_vocab=61,
+            act_fn="silu",
+            gated_mlp=True,
+            normalization_type="RMS",
+            rope=RopeConfig(rope_type="default", rope_theta=10_000.0),
+            seed=0,
+            initializer_range=0.2,
+            dtype=getattr(torch, dtype),
+        )
+        model = HookedTransformer(cfg, OneTokenPerCharacter()).eval()
+        model.loaded_from = source
+        return model
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained", load)
+
+
+def one_line_error(status, out, err, expected_status=1):
+    assert status == expected_status
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_report_writes_the_file(run, tiny, tmp_path):
+    status, out, err = run("report", "--tokens", 50, "--layers", "0,2", "--heads", "1", "--dtype", "bfloat16")
+    assert (status, err) == (0, "")
+    assert out.startswith("wrote ropescope-report.html (")
+    page = (tmp_path / "ropescope-report.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 2
+    assert "L0 H1" in page
+    assert "L2 H1" in page
+    assert "L1 H1" not in page
+
+
+def test_a_short_text_is_read_whole_and_said_so(run, tiny, tmp_path):
+    (tmp_path / "t.txt").write_text("twelve chars")
+    status, _, err = run("report", "--text", "t.txt", "--tokens", 50)
+    assert status == 0
+    assert err == "note: the text has 12 tokens, fewer than the 50 asked for; all of it was read\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tokens", "0"], "--tokens 0: attention needs at least 2"),
+        (["--tokens", "-5"], "--tokens -5"),
+        (["--dtype", "int7"], "choose from float32, bfloat16, float16"),
+        (["--layers", "1-"], "such as 0,3-5"),
+        (["--layers", ""], "such as 0,3-5"),
+        (["--heads", "3-1"], "small to large"),
+        (["--heads", "a"], "such as 0,3-5"),
+        (["--layers", "3"], "layers are 0 to 2"),
+        (["--heads", "0-2"], "heads are 0 to 1"),
+        (["--out", "missing/r.html"], "there is no directory"),
+        (["--out", "."], "is a directory"),
+        (["--text", "missing.txt"], "no such text file"),
+        (["--text", "."], "is a directory"),
+        (["--text", "empty.txt"], "holds no text"),
+        (["--text", "latin.txt"], "not UTF-8 (byte 0xe9 at offset 3)"),
+        (["--text", "one.txt"], "attention needs at least 2"),
+        (["--text", "bad\nname\x1b[31m"], "no such text file"),
+        (["--device", "cuda:99"], "--device"),
+        (["--device", "nonsense"], "--device"),
+    ],
+)
+def test_bad_input_is_one_line(run, tiny, tmp_path, arguments, said):
+    (tmp_path / "empty.txt").write_text(" \n\t")
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (tmp_path / "one.txt").write_text("x")
+    line = one_line_error(*run("report", *arguments))
+    assert said in line
+    assert line.isprintable()
+    assert not list(tmp_path.glob("*.html"))
+    assert not list(tmp_path.glob(".ropescope*"))
+
+
+def test_capture_info_and_report(run, tiny, tmp_path):
+    status, out, err = run("capture", "--tokens", 50, "--layers", "0,2", "--stages", "pre_rope", "--out", "c")
+    assert (status, err) == (0, "")
+    size = 2 * 50 * (2 * (2 + 2) + 2) * 32 * 4
+    assert f"50 tokens × 2 layers: {size:,} bytes of q, k and v in c, where patterns would take" in out
+    assert out.splitlines()[1].startswith("at the speed of a trial on 50 tokens it takes about ")
+    assert "layer 0 took" in out
+    assert out.splitlines()[-1].startswith("wrote c (")
+    assert run("capture", "--tokens", 50, "--layers", "0,2", "--stages", "pre_rope", "--out", "c")[0] == 0
+    status, out, err = run("info", "c", "--verify")
+    assert (status, err) == (0, "")
+    assert "50 tokens" in out
+    assert "verified: 6 files" in out
+    assert run("resume", "c")[:2] == (0, "c is complete\n")
+    status, out, err = run("report", "--capture", "c", "--layers", "2")
+    assert (status, err) == (0, "")
+    page = (tmp_path / "ropescope-report.html").read_text(encoding="utf-8")
+    assert "L2 H1" in page
+    assert "L0 H1" not in page
+
+
+def test_a_capture_without_loss_says_so(run, tiny):
+    assert run("capture", "--tokens", 20, "--layers", "1", "--no-loss", "--out", "c")[0] == 0
+    status, out, _ = run("info", "c")
+    assert status == 0
+    assert "loss        left out" in out
+    assert "complete    yes" in out
+    assert "holds no loss" in one_line_error(*run("report", "--capture", "c"))
+
+
+@pytest.mark.filterwarnings("always::hooks.errors.CaptureWarning")
+def test_an_interrupted_capture_says_how_to_go_on(run, tiny, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    arguments = ("capture", "--tokens", 20, "--out", "c", "--dtype", "bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr(HookedTransformer, "residual_loss", interrupt)
+        status, _, err = run(*arguments)
+    assert (status, err) == (130, "error: interrupted; go on with: ropescope resume c\n")
+    status, out, err = run("info", "c")
+    assert status == 0
+    assert "complete    no: go on with `ropescope resume c`" in out
+    assert "3 of 3 layers have run" in err
+    status, out, _ = run("resume", "c")
+    assert status == 0
+    assert out.splitlines()[-1].startswith("wrote c (")
+
+
+def test_an_interrupt_before_anything_is_written_says_so(run, tiny, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("interp.storage.writing.weight_hash", interrupt)
+    status, _, err = run("capture", "--tokens", 20, "--out", "c")
+    assert (status, err) == (130, "error: interrupted; nothing was captured yet: run it again\n")
+
+
+def test_every_damaged_file_is_named(run, tiny, tmp_path):
+    run("capture", "--tokens", 20, "--out", "c")
+    (tmp_path / "c" / "layer_001.safetensors").unlink()
+    (tmp_path / "c" / "loss.safetensors").write_bytes(b"short")
+    line = one_line_error(*run("info", "c", "--verify"))
+    assert "layer_001.safetensors is missing" in line
+    assert "loss.safetensors has 5 bytes" in line
+
+
+def test_wrong_captures_are_one_line(run, tiny, tmp_path):
+    run("capture", "--tokens", 20, "--out", "c")
+    assert "another text" in run("capture", "--tokens", 21, "--out", "c")[2]
+    one_line_error(*run("info", "missing"))
+    one_line_error(*run("resume", "missing"))
+    one_line_error(*run("report", "--capture", "missing"))
+    assert "--model, --tokens cannot go with --capture" in one_line_error(
+        *run("report", "--capture", "c", "--model", "gemma3-270m", "--tokens", 20)
+    )
+    assert "unknown stage 'pre_nrom'" in one_line_error(*run("capture", "--out", "d", "--stages", "pre_nrom"))
+    path = tmp_path / "c" / "layer_001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    status, _, err = run("info", "c", "--verify")
+    assert status == 1
+    assert err.startswith("error: c/layer_001.safetensors was changed after it was written")
+
+
+@pytest.mark.parametrize("arguments", [["--tokens", "many"], ["--nonsense"], ["extra"]])
+def test_usage_errors_are_one_line_with_status_2(run, arguments):
+    one_line_error(*run("report", *arguments), expected_status=2)
+
+
+def test_unknown_command(run):
+    assert "No such command" in one_line_error(*run("rapport"), expected_status=2)
+
+
+def test_unknown_model(run):
+    line = one_line_error(*run("report", "--model", "no-such-model"))
+    assert "no-such-model" in line
+
+
+def test_out_of_memory_is_one_line(run, tiny, monkeypatch):
+    def load(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(HookedTransformer, "from_pretrained", load)
+    assert "fewer tokens" in one_line_error(*run("report"))
+
+
+def test_interrupt_leaves_nothing(run, tiny, monkeypatch, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("interp.reporting.page.render", interrupt)
+    line = one_line_error(*run("report", "--tokens", 20), expected_status=130)
+    assert "interrupted" in line
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_signal_during_a_real_run(tmp_path):
+    script = (
+        "import time, hooks, interp.cli.command as cli\n"
+        "import hooks.model\n"
+        "def load(*a, **k):\n print('loading', flush=True)\n time.sleep(60)\n"
+        "hooks.model.HookedTransformer.from_pretrained = load\n"
+        "import sys; sys.argv = ['ropescope', 'report']\n"
+        "cli.main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"loading\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == b"error: interrupted; nothing was written\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_help_is_quick_and_shows_an_example():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+    def processor_seconds():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = processor_seconds()
+    done = subprocess.run([*COMMAND, "--help"], env=environment, capture_output=True, text=True, check=True)
+    assert processor_seconds() - before < 0.5 * BUSY
+    assert "report" in done.stdout
+    shown = subprocess.run([*COMMAND, "report", "--help"], env=environment, capture_output=True, text=True, check=True)
+    assert "Example: ropescope report --model" in shown.stdout
+
+
+@pytest.mark.parametrize("command", ["capture", "resume", "info"])
+def test_every_command_shows_an_example(run, command):
+    assert f"Example: ropescope {command} " in run(command, "--help")[1]
+
+
+def test_nothing_heavy_is_imported():
+    script = (
+        "import sys, interp, hooks, interp.cli.command\n"
+        "heavy = {'torch', 'numpy', 'xarray', 'plotly', 'transformers', 'transformer_lens', 'jinja2', 'numba'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("0", [0]), ("0,3-5", [0, 3, 4, 5]), (" 2 , 1-1,2", [1, 2]), ("17-17", [17])]
+)
+def test_number_lists(text, numbers):
+    assert options.numbers(text, "--layers") == numbers
