@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first. A room may import itself and every floor below its own, and nothing beside it.
 FLOORS = [
     {"hooks.errors", "hooks.memory"},
+    {"hooks.checks"},
     {"hooks.config"},
     {"hooks.functional", "hooks.recipes"},
     {"hooks.modules"},
