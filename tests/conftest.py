@@ -1,10 +1,44 @@
-"""Examples are drawn once and for all, so that a test run says the same today and tomorrow.
+"""Examples are drawn once and for all, workers share the machine, and what was left out is said.
 
-``pytest --hypothesis-profile=fresh`` draws new ones.
+``pytest --hypothesis-profile=fresh`` draws new examples; ``pytest -m ""`` runs the slow checks too.
 """
 
+import os
+
+import pytest
 from hypothesis import settings
+
+# Before numba or torch look: a worker of pytest-xdist that took every core would make its neighbours wait.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = max((os.cpu_count() or 1) // WORKERS, 1)
+if WORKERS > 1:
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(THREADS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("fresh", deadline=None, print_blob=True)
 settings.load_profile("fixed")
+
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_deselected(items):
+    """Count the slow checks that the default run leaves out; a worker hands its count to the controller."""
+    if items:
+        config = items[0].config
+        count = config.stash.get(LEFT_OUT, 0) + sum(item.get_closest_marker("slow") is not None for item in items)
+        config.stash[LEFT_OUT] = count
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["left_out"] = count
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Every worker collects everything, so that any count is the count."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left_out = config.stash.get(LEFT_OUT, 0)
+    if left_out:
+        terminalreporter.write_line(f'{left_out} slow checks were left out; run them too with: pytest -m ""')
