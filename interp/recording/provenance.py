@@ -89,8 +89,15 @@ def environment(model: HookedTransformer | AttachedTransformer) -> dict[str, str
         **({"transformers": versions()["transformers"]} if hasattr(model, "original_model") else {}),
         "threads": torch.get_num_threads(),
         "device": device,
-        "processor": torch.backends.cpu.get_cpu_capability() if device == "cpu" else "",
+        "processor": _processor(model.device),
     }
+
+
+def _processor(device: torch.device) -> str:
+    """What computes: the instruction set of a CPU, the name of a GPU; nothing where torch does not say."""
+    if device.type == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else ""
 
 
 def versions() -> dict[str, str]:
@@ -101,7 +108,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed as a package"
-    return found
+    return found | {"torch": torch.__version__}  # which build it is, too: 2.13.0+cu130
 
 
 def _model_section(cfg: HookedTransformerConfig) -> dict[str, str]:
