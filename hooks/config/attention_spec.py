@@ -1,10 +1,14 @@
 """How queries and keys become a pattern, as one value."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from hooks import checks
+from hooks.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +25,10 @@ class AttentionSpec:
         softcap: Squash scores into ±softcap with ``softcap · tanh(s / softcap)``, before the mask.
         sinks: One learned logit per head that takes part in the softmax and carries no value.
         alibi_slopes: One slope per head; ``slope · |distance|`` is subtracted from the score.
+
+    Raises:
+        ConfigError: A value of another kind, or one under which there is no pattern (a window without keys, a scale or
+            soft-cap that is not above 0).
     """
 
     scale: float
@@ -29,6 +37,22 @@ class AttentionSpec:
     softcap: float | None = None
     sinks: Float[Tensor, " head"] | None = None
     alibi_slopes: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        checks.number("scale", self.scale, above=0, error=ConfigError)
+        object.__setattr__(self, "causal", checks.flag("causal", self.causal, error=ConfigError))
+        if self.window is not None:
+            object.__setattr__(self, "window", checks.whole("window", self.window, at_least=1, error=ConfigError))
+        if self.softcap is not None:
+            checks.number("softcap", self.softcap, above=0, error=ConfigError)
+        # Their values are looked at where they are measured: here it would wait for the device in every forward pass.
+        if self.sinks is not None and not (isinstance(self.sinks, Tensor) and self.sinks.ndim == 1):
+            raise ConfigError(f"sinks={checks.shown(self.sinks)}: give a tensor of one logit per head")
+        if self.alibi_slopes is not None:
+            if not isinstance(self.alibi_slopes, Sequence) or isinstance(self.alibi_slopes, str):
+                raise ConfigError(f"alibi_slopes={checks.shown(self.alibi_slopes)}: give one number per head")
+            slopes = tuple(checks.number("alibi_slopes", slope, error=ConfigError) for slope in self.alibi_slopes)
+            object.__setattr__(self, "alibi_slopes", slopes)
 
     def _plain(self) -> tuple[object, ...]:
         """Every field that compares as an ordinary value."""

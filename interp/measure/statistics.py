@@ -1,6 +1,5 @@
 """attention_statistics: every statistic of every head from one pass over q and k, exact, in O(n) memory."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Literal, get_args
@@ -10,9 +9,11 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
 from interp.common.progress import counted
+from interp.measure.arguments import check_tensors, checked_mask, checked_positions, checked_start
 from interp.measure.block_height import block_height
 from interp.measure.dataset import Measured, build_dataset
 from interp.measure.portable import BUFFERS, Pass
@@ -37,7 +38,7 @@ def attention_statistics(
     groups: Iterable[str] = GROUPS,
     queries: int | Sequence[int] | Int[Tensor, " chosen"] | None = None,
     map_size: int = 128,
-    query_start: int = 0,
+    query_start: int | None = None,
     key_mask: Bool[Tensor, " key"] | None = None,
     query_positions: Int[Tensor, " query"] | None = None,
     key_positions: Int[Tensor, " key"] | None = None,
@@ -70,7 +71,8 @@ def attention_statistics(
             sums, counts and score_m2 become unbiased estimates for all queries, many with a ``…_stderr``, and
             positional_r2 is adjusted for the noise of the means by distance. Indices measure just these queries.
         map_size: Side of the pooled map; at most the number of queries and keys.
-        query_start: Index of the first query among the keys (chunked runs).
+        query_start: Index of the first query among the keys (chunked runs). It must be given where there are fewer
+            queries than keys and masks go by index, because the last rows of a text are not its first ones.
         key_mask: True where a key is real; None when all are.
         query_positions: Positions of the queries; by default ``query_start + row``.
         key_positions: Positions of the keys; by default their indices.
@@ -86,21 +88,21 @@ def attention_statistics(
         lists the variables.
 
     Raises:
-        InputError: Shapes that do not fit together, an unknown group, NaN or infinity in q, k or v.
+        InputError: Shapes that do not fit together, an argument out of range, NaN or infinity in q, k, v or w_o.
     """
-    groups = _check_groups(groups)
-    _check_tensors(q, k, v, w_o, spec)
+    groups = frozenset(checks.choices("groups", groups, GROUPS))
+    backend = checks.choice("backend", backend, get_args(Backend))
+    map_size = checks.whole("map_size", map_size, at_least=1)
+    memory_budget = checks.whole("memory_budget", memory_budget, at_least=1)
+    check_tensors(q, k, v, w_o, spec)
+    start = checked_start(query_start, q, k, spec)
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
-    query_positions = _positions("query_positions", query_positions, query_start, q.shape[0], q.device)
-    key_positions = _positions("key_positions", key_positions, 0, k.shape[0], k.device)
-    see = Visibility.of(spec, query_positions, key_positions, query_start, _check_mask(key_mask, k))
+    query_positions = checked_positions("query_positions", query_positions, start, q.shape[0], q.device)
+    key_positions = checked_positions("key_positions", key_positions, 0, k.shape[0], k.device)
+    see = Visibility.of(spec, query_positions, key_positions, start, checked_mask(key_mask, k))
     samples = sample_rows(queries, q.shape[0], q.device)
     chosen = [see.select(rows) for rows in samples.rows]
     low, high = see.distance_range if "distances" in groups else (0, 0)
-    if map_size < 1:
-        raise InputError(
-            f'map_size={map_size}: the pooled map has at least one cell; leave "map" out of groups for none'
-        )
     value_norm = None if v is None else _value_norms(v[see.key], w_o, q.shape[1], dtype)
     map_shape = (min(map_size, q.shape[0]), min(map_size, k.shape[0]))
     totals = Totals.empty(
@@ -146,10 +148,8 @@ def _choose(backend: Backend, q: Tensor, dtype: torch.dtype, see: Visibility) ->
     """The function that runs a pass.
 
     Raises:
-        InputError: the fused pass was asked for and cannot do it, or the name is unknown.
+        InputError: the fused pass was asked for and cannot do it.
     """
-    if backend not in get_args(Backend):
-        raise InputError(f"backend={backend!r}: choose from {', '.join(get_args(Backend))}.")
     covered = q.device.type == "cpu" and dtype == torch.float32 and see.keys_in_step
     if backend == "fused" and not covered:
         raise InputError(
@@ -170,65 +170,6 @@ def _run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
     from interp.measure.fused.threads import FusedPass
 
     FusedPass(work).run(offset, done)
-
-
-def _check_groups(groups: Iterable[str]) -> frozenset[str]:
-    """The groups asked for, each known."""
-    chosen = [groups] if isinstance(groups, str) else list(groups) if isinstance(groups, Iterable) else []
-    if not chosen or any(group not in GROUPS for group in chosen):
-        raise InputError(f"groups={groups!r}: choose one or several from {', '.join(GROUPS)}.")
-    return frozenset(chosen)
-
-
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor | None, w_o: Tensor | None, spec: AttentionSpec) -> None:
-    """Shapes that fit together, floating point, and nothing that is not finite."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x is not None and (x.ndim != 3 or not x.is_floating_point() or not x.numel()):
-            raise InputError(
-                f"{name} must be floating point [position head d_head] and not empty; it is {x.dtype} "
-                f"{tuple(x.shape)}. Leave out the batch axis: one call measures one sequence."
-            )
-    heads, kv_heads = q.shape[1], k.shape[1]
-    if heads % kv_heads or q.shape[2] != k.shape[2]:
-        raise InputError(
-            f"q {tuple(q.shape)} and k {tuple(k.shape)} do not fit: the last axes must agree and the heads of q be a "
-            "multiple of those of k."
-        )
-    if v is not None and v.shape[:2] != k.shape[:2]:
-        raise InputError(f"v {tuple(v.shape)} must have the positions and heads of k {tuple(k.shape)}.")
-    if w_o is not None and (v is None or w_o.ndim != 3 or w_o.shape[:2] != (heads, v.shape[2])):
-        raise InputError(
-            f"w_o {tuple(w_o.shape)} must be [head d_head d_model] for {heads} heads, and come with v, whose values it "
-            f"projects{'' if v is None else f' (d_head {v.shape[2]})'}."
-        )
-    for name, per_head in (("sinks", spec.sinks), ("alibi_slopes", spec.alibi_slopes)):
-        if per_head is not None and len(per_head) != heads:
-            raise InputError(f"spec.{name} has {len(per_head)} entries for {heads} heads.")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x is not None and not all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist())):
-            row, head, _ = (~torch.isfinite(x)).nonzero()[0].tolist()
-            raise InputError(
-                f"{name} holds NaN or infinity, first at row {row}, head {head}: nothing can be measured. Look for an "
-                "overflow upstream, or capture in float32 or bfloat16."
-            )
-
-
-def _check_mask(key_mask: Tensor | None, k: Tensor) -> Bool[Tensor, " key"] | None:
-    """The mask as booleans, of the length of k."""
-    if key_mask is None:
-        return None
-    if key_mask.shape != k.shape[:1]:
-        raise InputError(f"key_mask {tuple(key_mask.shape)} must be [key], here [{k.shape[0]}].")
-    return key_mask.to(device=k.device, dtype=torch.bool)
-
-
-def _positions(name: str, given: Tensor | None, start: int, n: int, device: torch.device) -> Int[Tensor, " n"]:
-    """Positions as given, or counted from `start`."""
-    if given is None:
-        return torch.arange(start, start + n, device=device)
-    if given.shape != (n,) or given.is_floating_point():
-        raise InputError(f"{name} must be {n} integers; it is {given.dtype} {tuple(given.shape)}.")
-    return given.to(device=device, dtype=torch.int64)
 
 
 def _value_norms(

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError
 
 _RANDOM_GROUPS = 16
@@ -28,7 +28,7 @@ class Samples:
 
     @property
     def n_rows(self) -> int:
-        """Rows drawn, repeats included."""
+        """Rows drawn."""
         return sum(rows.numel() for rows in self.rows)
 
 
@@ -37,38 +37,40 @@ def sample_rows(
 ) -> Samples:
     """Turn the argument ``queries`` of attention_statistics into rows.
 
-    A number m is dealt to up to 16 random groups. A group of size m_r cuts ``[0, n)`` into m_r equal strata and draws
-    one point in each, so that every row is expected m_r / n times: estimates scaled by n / m are unbiased.
+    A number m draws m different rows, each with probability m / n, so that sums scaled by n / m are unbiased; they are
+    dealt to up to 16 random groups, whose spread tells the error.
 
     Raises:
         InputError: less than one query, or an index that is not a row of q.
     """
     if queries is None:
         return Samples([torch.arange(n_queries, device=device)], estimate=False)
-    if isinstance(queries, int | np.integer) and not isinstance(queries, bool):
-        if queries < 1:
-            raise InputError(f"queries={queries}: measure at least one query, or give None for all of them.")
-        if queries >= n_queries:
+    if not len(getattr(queries, "shape", ())) and not isinstance(queries, Sequence):
+        chosen = checks.whole("queries", queries, at_least=1)
+        if chosen >= n_queries:
             return sample_rows(None, n_queries, device)
-        return Samples([rows.to(device) for rows in _stratified(int(queries), n_queries)], estimate=True)
-    rows = torch.as_tensor(queries, device=device)
-    if rows.ndim != 1 or not rows.numel() or rows.is_floating_point() or rows.dtype == torch.bool:
-        raise InputError(f"queries must be a number or a list of rows of q, not {queries!r}.")
-    if bool(((rows < 0) | (rows >= n_queries)).any()):
-        raise InputError(f"queries holds rows from {int(rows.min())} to {int(rows.max())}; q has 0 to {n_queries - 1}.")
-    return Samples([rows.long().unique()], estimate=False)
+        return Samples([rows.to(device) for rows in _stratified(chosen, n_queries)], estimate=True)
+    rows = checks.wholes("queries", queries, at_least=0, at_most=n_queries - 1)
+    if not rows:
+        raise InputError("queries is empty: name at least one row of q, or give None for all of them")
+    return Samples([torch.tensor(sorted(rows), device=device)], estimate=False)
 
 
 def _stratified(m: int, n: int) -> list[Int[Tensor, " row"]]:
-    """Random groups of stratified rows, m in all."""
+    """M different rows of n in random groups: one of each of m strata, dealt out stratum after stratum.
+
+    The strata, as even as whole rows allow, lie at a random place of the circle of rows, so that each row is drawn with
+    probability m / n although not all are of one size.
+    """
     generator = torch.Generator().manual_seed(_SEED)
     groups = max(min(_RANDOM_GROUPS, m // 2), 1)
-    rows = []
-    for group in range(groups):
-        size = m // groups + (group < m % groups)
-        point = torch.arange(size) + torch.rand(size, generator=generator, dtype=torch.float64)
-        rows.append((point * n / size).long().clamp_max(n - 1))
-    return rows
+    size = n // m + (torch.arange(m) < n % m).long()
+    inside = (torch.rand(m, generator=generator, dtype=torch.float64) * size).long().minimum(size - 1)
+    turn = torch.randint(n, (1,), generator=generator)
+    rows = (size.cumsum(0) - size + inside + turn) % n
+    hands = [torch.randperm(groups, generator=generator) for _ in range(-(-m // groups))]
+    group = torch.cat(hands)[:m]
+    return [rows[group == number].sort().values for number in range(groups)]
 
 
 @dataclass

@@ -220,7 +220,7 @@ def test_keys_of_zero_fit_everywhere_and_cost_nothing():
 
 def test_what_cannot_be_measured_says_so():
     cap = capture(tiny_model(), random_tokens(N)[0])
-    with pytest.raises(InputError, match="rows from 3 to 99"):
+    with pytest.raises(InputError, match=r"\[3, 99\]: give a whole number from 0 to 40"):
         precision_cost(cap, queries=[3, 99])
     with pytest.raises(StageError, match="layer 5"):
         precision_cost(cap, layers=[5])
