@@ -123,7 +123,7 @@ def layer_scores(cap: CaptureData, layer: int, facts: TextFacts) -> dict[str, Pe
     lse = torch.from_numpy(stats["lse"].values)
     if facts.copies is not None:
         found["duplicate_token"], found["induction"] = attention_to_copies(
-            cap.q(layer).cpu(), cap.k(layer).cpu(), cap.spec(layer), lse, facts.copies
+            cap.q(layer).cpu(), cap.k(layer).cpu(), cap.spec(layer), lse, cap.positions, facts.copies
         )
     if facts.needle is not None:
         found["retrieval"] = retrieval_score(facts.needle, stats["argmax_key"].values)
@@ -155,7 +155,5 @@ def _mean(rows: Float[np.ndarray, "head query"]) -> PerHead:
 
 def _uniform_entropy(cap: CaptureData, layer: int, n: int) -> Float[np.ndarray, " query"]:
     """Entropy of equal attention to every visible key."""
-    spec, index = cap.spec(layer), np.arange(n)
-    width = n if spec.window is None else spec.window
-    last = index if spec.causal else np.minimum(index + width, n) - 1
-    return np.log(last - np.maximum(index - width + 1, 0) + 1)
+    first, stop = cap.spec(layer).seen(torch.arange(n), n)
+    return np.log((stop - first).numpy())

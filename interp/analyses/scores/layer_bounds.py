@@ -62,7 +62,7 @@ def bound_by_distance(
     distance = stats["distance"].values
     bounds = np.full((len(chosen), cap.cfg.n_heads, len(distance)), np.nan)
     for row, layer in enumerate(track(chosen, "bounding scores")):
-        seen = np.abs(distance) < (cap.spec(layer).window or np.inf)
+        seen = stats["count"].sel(layer=layer).values > 0
         if not reasons[row]:
             bounds[row][:, seen] = layer_bound(cap, layer, distance=distance[seen])
     bound = xr.DataArray(
