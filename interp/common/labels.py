@@ -1,27 +1,21 @@
-"""The one place in which results get their words: variables those of their table, coordinates those of all results."""
+"""Words around numbers: results get those of their tables here, and the name of the analysis that made them."""
+
+from typing import TypeVar
 
 import xarray as xr
 
 from interp.common.schema import COORDINATES, Table, Variable
 
-
-def result_of(analysis: str, result: xr.Dataset, table: Table, description: str, **settings: object) -> xr.Dataset:
-    """The Dataset as its analysis returns it: labelled, and marked with what made it.
-
-    Args:
-        analysis: the name by which `interp.plots.show` picks the figure.
-        result: the numbers.
-        table: what the variables are.
-        description: what the whole is, in one line.
-        settings: what the table's texts leave open.
-    """
-    return labelled(result, table, **settings).assign_attrs(analysis=analysis, description=description)
+Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
 
 def labelled(result: xr.Dataset, table: Table, **settings: object) -> xr.Dataset:
-    """The Dataset with the words of its table; a variable that is not in it is a KeyError.
+    """The Dataset with the words of its table, so that no variable leaves its analysis without them.
 
-    Other attributes of a variable stay. A coordinate that says something of itself already keeps it.
+    Args:
+        result: the numbers. Other attributes of a variable stay; a coordinate that says something of itself keeps it.
+        table: what the variables are; one that is not in it is a KeyError.
+        settings: what the table's texts leave open.
     """
     result = result.copy()
     for name, values in result.data_vars.items():
@@ -30,3 +24,8 @@ def labelled(result: xr.Dataset, table: Table, **settings: object) -> xr.Dataset
     for name, values in result.coords.items():
         values.attrs = values.attrs or COORDINATES.get(str(name), {})
     return result
+
+
+def result_of(analysis: str, result: Labelled, description: str) -> Labelled:
+    """The result, marked with the analysis that made it, by which `interp.plots.show` picks its figure."""
+    return result.assign_attrs(analysis=analysis, description=description)

@@ -52,8 +52,8 @@ Table = Mapping[str, Variable]
 
 
 def led_by(table: Table, *dims: str) -> dict[str, Variable]:
-    """The same variables with further dimensions in front."""
-    return {name: variable._replace(dims=(*dims, *variable.dims)) for name, variable in table.items()}
+    """The same variables with further dimensions in front, where no group computes them by itself."""
+    return {name: variable._replace(dims=(*dims, *variable.dims), group="") for name, variable in table.items()}
 
 
 def digest(table: Table) -> str:

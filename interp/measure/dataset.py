@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.measure.schema import ATTENTION_STATISTICS, SINK_SIZES, VARIABLES
 from interp.measure.score_bins import score_edges
 from interp.measure.subsampling import GroupErrors, Samples
@@ -64,7 +64,7 @@ def build_dataset(totals: Totals, measured: Measured, values: str | None) -> xr.
     if values is not None:
         ds.attrs["values"] = f"the size of a value is {values}"
     what = "attention statistics of one pass over q and k"
-    return result_of("attention_statistics", ds, ATTENTION_STATISTICS, what)
+    return result_of("attention_statistics", labelled(ds, ATTENTION_STATISTICS), what)
 
 
 def _scaled(total: Tensor, measured: Measured) -> Tensor:

@@ -12,7 +12,7 @@ from hooks.errors import InputError, StageError
 from hooks.functional.visible import visible_keys
 from interp.analyses.counterfactual.recompute import recompute
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.rotation import rotating_layers
@@ -92,7 +92,7 @@ def relativity_error(
         attrs={"compared": f"{len(rows)} of {n} queries, in {str(dtype).removeprefix('torch.')}"},
     )
     what = "change of the scores when all positions move"
-    return result_of("relativity_error", result, RELATIVITY_ERROR, what)
+    return result_of("relativity_error", labelled(result, RELATIVITY_ERROR), what)
 
 
 def _moved(

@@ -8,7 +8,7 @@ from hooks.errors import InputError, StageError
 from interp.analyses.heads.schema import COMPARE, MEASURED, RANKED
 from interp.analyses.position.sinks import first_token_mass
 from interp.analyses.scores.moments import ScoreMoments
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import stack_layers
 from interp.common.words import number_ranges
@@ -55,7 +55,7 @@ def compare(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str] = ("
     out = out.assign_coords(layer_type=("layer", [cap_b.cfg.layer_type(layer) for layer in layers]))
     out = out.assign_attrs(layers=_layers_in_words(cap_a, cap_b, layers, labels))
     what = f"{labels[1]} compared with {labels[0]} on the same tokens"
-    return result_of("compare", out, COMPARE, what, a=labels[0], b=labels[1])
+    return result_of("compare", labelled(out, COMPARE, a=labels[0], b=labels[1]), what)
 
 
 def ranked(comparison: xr.Dataset, by: str = "profile_divergence", n: int = 10) -> xr.Dataset:
@@ -80,7 +80,7 @@ def ranked(comparison: xr.Dataset, by: str = "profile_divergence", n: int = 10) 
     rows = rows.isel(rank=np.argsort(-size, kind="stable")[:n]).reset_coords(_HEAD)
     rows = rows.assign_coords(rank=np.arange(rows.sizes["rank"]))
     rows, (a, b) = rows.assign_attrs(comparison.attrs, by=by), comparison["capture"].values
-    return result_of("ranked", rows, RANKED, f"heads that changed most, by {by}", a=a, b=b)
+    return result_of("ranked", labelled(rows, RANKED, a=a, b=b), f"heads that changed most, by {by}")
 
 
 def _measure(cap: CaptureData, layers: list[int]) -> xr.Dataset:

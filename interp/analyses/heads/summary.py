@@ -11,7 +11,7 @@ from interp.analyses.heads.copies import Copies
 from interp.analyses.heads.retrieval import check_needle
 from interp.analyses.heads.schema import KINDS, SCORES, TYPICAL_HEADS
 from interp.analyses.heads.scores import TextFacts, layer_scores
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import layer_numbers
@@ -64,7 +64,7 @@ def head_summary(
     )
     missing = "this capture has no tokens: Capture.from_cache(cache, spec, tokens) keeps them"
     out = out.assign_attrs(n_tokens=len(cap.positions), copies=missing if copies is None else copies.extent)
-    return result_of("head_summary", out, SCORES, "named scores of every head")
+    return result_of("head_summary", labelled(out, SCORES), "named scores of every head")
 
 
 def head_table(summary: xr.Dataset, sort_by: str | None = None, *, ascending: bool = False) -> pd.DataFrame:
@@ -125,4 +125,6 @@ def typical_heads(summary: xr.Dataset, n: int = 3) -> xr.Dataset:
             "units": ("kind", [str(summary[name].attrs.get("units", "")) for name in names]),
         },
     )
-    return result_of("typical_heads", out, TYPICAL_HEADS, "the heads that score highest on each kind's own score")
+    return result_of(
+        "typical_heads", labelled(out, TYPICAL_HEADS), "the heads that score highest on each kind's own score"
+    )

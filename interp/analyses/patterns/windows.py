@@ -14,7 +14,7 @@ from hooks.errors import InputError, MaterializationError, PositionError, StageE
 from hooks.memory import free_bytes
 from interp.analyses.patterns.head_rows import HeadRows, checked_head
 from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.tokens import TokenChoice, chosen_tokens
 
@@ -144,7 +144,7 @@ def top_keys(cap: CaptureData, layer: int, head: int, query: int | str, k: int =
         {name: (TOP_KEYS[name].dims, values) for name, values in columns.items()},
         coords={"rank": np.arange(len(keys))},
     )
-    table = result_of("top_keys", table, TOP_KEYS, f"what token {index} attends to in {held.name}")
+    table = result_of("top_keys", labelled(table, TOP_KEYS), f"what token {index} attends to in {held.name}")
     return table.assign_attrs(
         query=index,
         query_token=str(_strings(cap, row)[0]),

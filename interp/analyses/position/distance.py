@@ -5,7 +5,7 @@ import xarray as xr
 
 from hooks.errors import InputError
 from interp.analyses.position.schema import POSITIONAL_BIAS, TYPICAL_DISTANCE
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 
 
@@ -38,7 +38,9 @@ def positional_bias(cap: CaptureData) -> xr.Dataset:
         out = out.assign(_attention(stats, "attention_value"))
     out["window"] = ("layer", [cap.spec(layer).window or 0 for layer in cap.layers])
     out = out.transpose("layer", "head", "distance", ...)
-    return result_of("positional_bias", out, POSITIONAL_BIAS, "scores and attention of each head against distance")
+    return result_of(
+        "positional_bias", labelled(out, POSITIONAL_BIAS), "scores and attention of each head against distance"
+    )
 
 
 def _attention(stats: xr.Dataset, name: str) -> dict[str, xr.DataArray]:

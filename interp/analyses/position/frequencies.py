@@ -16,7 +16,7 @@ from hooks.memory import free_bytes
 from interp.analyses.position.correlation import correlations
 from interp.analyses.position.schema import FREQUENCY_BIAS
 from interp.common.binning import bin_starts, ratio
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import named_layer
 from interp.common.words import number_ranges
@@ -280,7 +280,7 @@ def _dataset(out: dict[str, np.ndarray], index: dict[str, Any], grid: _Grid) -> 
 
     result = xr.Dataset({name: (dims(name), out[name]) for name in FREQUENCY_BIAS}, coords)
     text = "mean score by distance, split into RoPE's frequency pairs, before soft-cap and ALiBi"
-    return result_of("frequency_bias", result, FREQUENCY_BIAS, text)
+    return result_of("frequency_bias", labelled(result, FREQUENCY_BIAS), text)
 
 
 def _chosen_heads(heads: int | Sequence[int] | None, n_heads: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hooks.errors import InputError, StageError
 from interp.analyses.position.schema import LOSS_BY_POSITION
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 
 
@@ -63,4 +63,4 @@ def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"]
             "last_position": ("position_bin", position[starts + count - 1]),
         },
     )
-    return result_of("loss_by_position", result, LOSS_BY_POSITION, "loss of the next token by position")
+    return result_of("loss_by_position", labelled(result, LOSS_BY_POSITION), "loss of the next token by position")

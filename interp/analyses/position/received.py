@@ -7,7 +7,7 @@ from hooks import AttentionSpec
 from hooks.errors import InputError
 from interp.analyses.position.schema import RECEIVED_BY_POSITION
 from interp.common.binning import ratio
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 
 PARTS = ("begin", "middle", "end")
@@ -69,7 +69,7 @@ def received_by_position(cap: CaptureData, *, bins: int = 64, edge: float = 0.1)
         attrs={"parts": f"begin and end are {width} of {n} tokens each"},
     )
     what = "attention received by position, beside that of uniform attention"
-    return result_of("received_by_position", out, RECEIVED_BY_POSITION, what)
+    return result_of("received_by_position", labelled(out, RECEIVED_BY_POSITION), what)
 
 
 def queries_seeing(spec: AttentionSpec, n: int) -> np.ndarray:

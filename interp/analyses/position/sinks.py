@@ -8,7 +8,7 @@ import xarray as xr
 from hooks.errors import InputError
 from interp.analyses.position.received import queries_seeing
 from interp.analyses.position.schema import FIRST_TOKEN_MASS, SINK_RATE
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import layer_numbers
 
@@ -72,5 +72,5 @@ def sink_rate(cap: CaptureData, k: int = 1, epsilon: float = SINK_THRESHOLD) -> 
     is_sink = score > epsilon
     out = xr.Dataset({"sink_score": score, "is_sink": is_sink, "sink_rate": is_sink.mean()})
     what = "attention sinks by head, and their share"
-    out = result_of("sink_rate", out, SINK_RATE, what, k=k, epsilon=f"{epsilon:g}")
+    out = result_of("sink_rate", labelled(out, SINK_RATE, k=k, epsilon=f"{epsilon:g}"), what)
     return out.assign_attrs(k=k, epsilon=epsilon)

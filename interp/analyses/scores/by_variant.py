@@ -15,7 +15,7 @@ from interp.analyses.scores.by_stage import finite, rms_norm, stage_label, stage
 from interp.analyses.scores.layer_bounds import bound_reason, bound_side, chosen_layers, is_linear, layer_bound, linear
 from interp.analyses.scores.moments import PerHead, ScoreMoments, score_shape
 from interp.analyses.scores.schema import SCORE_RANGES
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.measure.statistics import attention_statistics
 from interp.tensors.capture_data import CaptureData
@@ -97,7 +97,7 @@ def score_ranges(
     )
     out["bound"].attrs["side"] = bound_side(cap, chosen)
     what = "range, moments and bound of each head's scores, by variant of its steps"
-    return result_of("score_ranges", out, SCORE_RANGES, what)
+    return result_of("score_ranges", labelled(out, SCORE_RANGES), what)
 
 
 def _measure(

@@ -13,7 +13,7 @@ from hooks import AttentionSpec, HookedTransformerConfig
 from hooks.errors import InputError, StageError, TextError
 from interp.analyses.scores.bound import score_bound
 from interp.analyses.scores.schema import BOUND_BY_DISTANCE
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import layer_numbers
@@ -76,7 +76,7 @@ def bound_by_distance(
         {"layer": list(chosen), "head": np.arange(cap.cfg.n_heads), "distance": distance},
     ).transpose("layer", "head", "distance", ...)
     what = "proven and observed scores of each head against distance"
-    return result_of("bound_by_distance", out, BOUND_BY_DISTANCE, what)
+    return result_of("bound_by_distance", labelled(out, BOUND_BY_DISTANCE), what)
 
 
 def layer_bound(

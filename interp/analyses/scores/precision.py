@@ -16,7 +16,7 @@ from interp.analyses.scores.by_variant import largest_product
 from interp.analyses.scores.layer_bounds import bound_reason, chosen_layers, layer_bound, linear, vector_bounds
 from interp.analyses.scores.moments import PerHead, ScoreMoments
 from interp.analyses.scores.schema import PRECISION_COST
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.measure.subsampling import sample_rows
 from interp.tensors.capture_data import CaptureData
@@ -125,7 +125,7 @@ def precision_cost(
         {"queries": f"{len(rows)} of {len(cap.positions)} queries measured"},
     )
     what = "range and rounding of each head's q and k in low precision"
-    return result_of("precision_cost", out, PRECISION_COST, what)
+    return result_of("precision_cost", labelled(out, PRECISION_COST), what)
 
 
 def _count(queries: int | Sequence[int] | None) -> int | Sequence[int] | None:
