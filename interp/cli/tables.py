@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from itertools import compress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,12 +11,17 @@ from hooks.errors import InputError
 from interp.cli.options import MODELS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hooks.base.registry import HookInfo
+    from interp.common.schema import Table
 
 HOOKS_EPILOG = "Example: ropescope hooks smollm2-135m --layer 0"
-STATS_EPILOG = "Example: ropescope stats"
+STATS_EPILOG = "Example: ropescope stats head_summary"
 # A table is cut to the terminal on a terminal only: in a pipe a name must come out whole.
 _WIDE = 220
+# From this width on the columns of a table of variables fit side by side.
+_ROOMY = 140
 
 
 def hooks(
@@ -48,15 +54,37 @@ def hooks(
     )
 
 
-def stats() -> None:
-    """Print every statistic of one pass: name, group, dimensions, unit, formula, source."""
-    from interp.measure.schema import VARIABLES
+def stats(
+    analysis: Annotated[
+        str | None, typer.Argument(metavar="ANALYSIS", help="Only this one, such as head_summary; by default all.")
+    ] = None,
+) -> None:
+    """Print every variable of every analysis: name, dimensions, unit, formula, what it is, source."""
+    from interp.reporting.catalogue import CATALOGUE
 
-    rows = [
-        (name, v.group, ", ".join(v.dims), v.units, v.formula, v.description, v.source) for name, v in VARIABLES.items()
-    ]
+    if analysis is not None and analysis not in CATALOGUE:
+        raise InputError(f"no analysis {analysis!r}: there are {', '.join(CATALOGUE)}")
+    typer.echo("s: score, p: attention, Δ: distance; <name>: a setting of the call")
+    for name in CATALOGUE if analysis is None else [analysis]:
+        typer.echo()
+        _print_variables(name, CATALOGUE[name])
+
+
+def _print_variables(title: str, variables: "Table") -> None:
+    """Print a table of variables: a row of many columns for each, or of two where the terminal is narrow."""
     header = ("name", "group", "dimensions", "unit", "formula", "what it is", "source")
-    _print_table("statistics of attention_statistics (s: score, p: attention, Δ: distance)", header, rows)
+    rows = [
+        (name, v.group, ", ".join(v.dims), v.units, v.formula, v.description, v.source) for name, v in variables.items()
+    ]
+    if _console().width >= _ROOMY:
+        said = [any(cells) for cells in zip(*rows, strict=True)]
+        _print_table(title, tuple(compress(header, said)), [tuple(compress(row, said)) for row in rows])
+        return
+    below = []
+    for name, group, dims, units, formula, what, source in rows:
+        rest = " · ".join(text for text in (dims, units, group, source) if text)
+        below.append((name, "\n".join(text for text in (what, formula, rest) if text)))
+    _print_table(title, ("name", "what it is, formula, dimensions · unit · group · source"), below)
 
 
 def _layers_merged(infos: "Iterable[HookInfo]", layer: int | None) -> "list[tuple[str, HookInfo]]":
@@ -97,16 +125,20 @@ def _ranges(layers: list[int]) -> str:
 
 def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print rows under a header; nothing in a cell is taken for markup."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDE)
     table = Table(title=title, title_justify="left", show_lines=False, pad_edge=False)
     for column in header:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    _console().print(table)
+
+
+def _console() -> "Console":
+    """Where tables go: as wide as a terminal, or wide enough for a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDE)

@@ -3,6 +3,8 @@
 import numpy as np
 import xarray as xr
 
+from interp.common.schema import COORDINATES
+
 
 def bin_distances(bias: xr.Dataset, per_octave: int = 4) -> xr.Dataset:
     """Merge distances into bins of equal width on a log axis; exact, because sums and counts add.
@@ -54,8 +56,8 @@ def bin_distances(bias: xr.Dataset, per_octave: int = 4) -> xr.Dataset:
         coords={
             "layer": bias["layer"],
             "head": bias["head"],
-            "first_distance": ("distance_bin", distance[starts], {"units": "token"}),
-            "last_distance": ("distance_bin", distance[last], {"units": "token"}),
+            "first_distance": ("distance_bin", distance[starts], COORDINATES["first_distance"]),
+            "last_distance": ("distance_bin", distance[last], COORDINATES["last_distance"]),
         },
     )
 

@@ -1,16 +1,29 @@
-"""Words around numbers: what a variable says of itself (units, formula, source), and lists of numbers in short."""
+"""Words around numbers: results get those of their tables here, and the name of the analysis that made them."""
 
 from typing import TypeVar
 
 import xarray as xr
 
+from interp.common.schema import COORDINATES, Table, Variable
+
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
 
-def described(array: xr.DataArray, units: str, description: str, formula: str, source: str = "") -> xr.DataArray:
-    """The array with the attributes that every variable carries."""
-    attrs = {"units": units, "description": description, "formula": formula}
-    return array.assign_attrs(attrs | ({"source": source} if source else {}))
+def labelled(result: xr.Dataset, table: Table, **settings: object) -> xr.Dataset:
+    """The Dataset with the words of its table, so that no variable leaves its analysis without them.
+
+    Args:
+        result: the numbers. Other attributes of a variable stay; a coordinate that says something of itself keeps it.
+        table: what the variables are; one that is not in it is a KeyError.
+        settings: what the table's texts leave open.
+    """
+    result = result.copy()
+    for name, values in result.data_vars.items():
+        besides = {key: said for key, said in values.attrs.items() if key not in Variable._fields}
+        values.attrs = table[str(name)].at(**settings).attrs | besides
+    for name, values in result.coords.items():
+        values.attrs = values.attrs or COORDINATES.get(str(name), {})
+    return result
 
 
 def result_of(analysis: str, result: Labelled, description: str) -> Labelled:

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from hooks.errors import InputError
+from interp.common.schema import COORDINATES
 
 
 def stack_layers(datasets: Mapping[int, xr.Dataset]) -> xr.Dataset:
@@ -19,7 +20,7 @@ def stack_layers(datasets: Mapping[int, xr.Dataset]) -> xr.Dataset:
     fill = {name: _missing(str(name), variable.dtype) for name, variable in first.variables.items()}
     stacked = xr.concat(
         list(datasets.values()),
-        dim=xr.IndexVariable("layer", np.asarray(list(datasets), dtype=np.int64), {"description": "layer index"}),
+        dim=xr.IndexVariable("layer", np.asarray(list(datasets), dtype=np.int64), COORDINATES["layer"]),
         data_vars="all",
         coords="minimal",
         compat="override",

@@ -8,7 +8,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.measure.schema import COORDINATES, SINK_SIZES, VARIABLES, stderr_attrs
+from interp.common.labels import labelled, result_of
+from interp.measure.schema import ATTENTION_STATISTICS, SINK_SIZES, VARIABLES
 from interp.measure.score_bins import score_edges
 from interp.measure.subsampling import GroupErrors, Samples
 from interp.measure.totals import Totals, bin_of
@@ -51,24 +52,19 @@ def build_dataset(totals: Totals, measured: Measured, values: str | None) -> xr.
         variables["score_count"] = _scaled(totals.scores["score_count"], measured)
         edges = score_edges()
         coords |= {"score_bin_left": ("score_bin", edges[:-1]), "score_bin_right": ("score_bin", edges[1:])}
-    data = {}
-    for name, spec in VARIABLES.items():
-        if name in variables:
-            data[name] = (spec.dims, variables[name].cpu().numpy(), spec.attrs)
-        if f"{name}_stderr" in variables:
-            data[f"{name}_stderr"] = (spec.dims, variables[f"{name}_stderr"].cpu().numpy(), stderr_attrs(name))
+    data = {
+        each: (ATTENTION_STATISTICS[each].dims, variables[each].cpu().numpy())
+        for name in VARIABLES
+        for each in (name, f"{name}_stderr")
+        if each in variables
+    }
     ds = xr.Dataset(data, coords)
     ds = ds.assign_coords(head=np.arange(ds.sizes["head"]))
-    for name in ds.coords:
-        ds[name].attrs = dict(COORDINATES[str(name)])
-    ds.attrs = {
-        "analysis": "attention_statistics",
-        "description": "attention statistics of one pass over q and k",
-        "queries": f"{measured.samples.n_rows} of {measured.see.n_queries} queries measured",
-    }
+    ds = ds.assign_attrs(queries=f"{measured.samples.n_rows} of {measured.see.n_queries} queries measured")
     if values is not None:
         ds.attrs["values"] = f"the size of a value is {values}"
-    return ds
+    what = "attention statistics of one pass over q and k"
+    return result_of("attention_statistics", labelled(ds, ATTENTION_STATISTICS), what)
 
 
 def _scaled(total: Tensor, measured: Measured) -> Tensor:

@@ -6,6 +6,9 @@ import numpy as np
 import xarray as xr
 
 from hooks.errors import InputError
+from interp.measure.schema import SCORE_QUANTILE
+
+_QUANTILE = SCORE_QUANTILE["score_quantile"]
 
 
 def score_quantile(ds: xr.Dataset, q: float | Sequence[float]) -> xr.DataArray:
@@ -41,7 +44,6 @@ def score_quantile(ds: xr.Dataset, q: float | Sequence[float]) -> xr.DataArray:
         return left[at] + share * (right[at] - left[at])
 
     values = np.apply_along_axis(read, -1, counts.values)
-    attrs = {"units": "score", "description": "quantile of the score, off by at most one histogram bin"}
     dims = (*counts.dims[:-1], "quantile")
     coords = {name: c for name, c in counts.coords.items() if "score_bin" not in c.dims}
-    return xr.DataArray(values, {**coords, "quantile": levels}, dims, "score_quantile", attrs)
+    return xr.DataArray(values, {**coords, "quantile": levels}, dims, "score_quantile", _QUANTILE.attrs)

@@ -84,7 +84,7 @@ def attention_statistics(
             above; the Dataset's attribute ``backend`` names the one taken.
 
     Returns:
-        Dataset over head, query, key, distance, map_query, map_key and score_bin; `statistics_schema.VARIABLES`
+        Dataset over head, query, key, distance, map_query, map_key and score_bin; `interp.measure.schema.VARIABLES`
         lists the variables.
 
     Raises:

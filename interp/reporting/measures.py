@@ -5,28 +5,38 @@ from collections.abc import Iterable
 import numpy as np
 import xarray as xr
 
+from interp.analyses.heads.schema import SCORES
+from interp.analyses.position.schema import TYPICAL_DISTANCE
+from interp.analyses.scores.schema import SCORE_RANGES, STAGE_RANGES
+from interp.common.schema import Table
 from interp.reporting import sentences
 
-# In the order in which the report offers them; numbers that are not named here follow under their own names.
-_LABELS = {
-    "first_token_mass": "first token",
-    "half_distance": "half within",
-    "mean_distance": "mean distance",
-    "positional_r2": "positional R²",
-    "previous_token": "previous token",
-    "local_mass": "local",
-    "induction": "induction",
-    "duplicate_token": "duplicate token",
-    "retrieval": "retrieval",
-    "needle_mass": "needle",
-    "entropy": "entropy",
-    "normalised_entropy": "entropy of uniform",
-    "score_min": "smallest score",
-    "score_max": "largest score",
-    "bound": "bound",
-    "utilisation": "share of bound",
-    "float16_headroom": "float16 headroom",
+_VARIABLES: Table = {
+    **SCORES,
+    "half_distance": TYPICAL_DISTANCE["typical_distance"],
+    **{name: STAGE_RANGES[name] for name in ("score_min", "score_max", "bound")},
+    "float16_headroom": SCORE_RANGES["float16_headroom"],
 }
+# In the order in which the report offers them; numbers that are not named here follow.
+_ORDER = (
+    "first_token_mass",
+    "half_distance",
+    "mean_distance",
+    "positional_r2",
+    "previous_token",
+    "local_mass",
+    "induction",
+    "duplicate_token",
+    "retrieval",
+    "needle_mass",
+    "entropy",
+    "normalised_entropy",
+    "score_min",
+    "score_max",
+    "bound",
+    "utilisation",
+    "float16_headroom",
+)
 _UNITS = {"1": "", "token": "tokens", "nat": "nats"}
 _RATIOS = ("float16_headroom",)
 
@@ -40,7 +50,7 @@ def head_metrics(summary: xr.Dataset, others: Iterable[xr.DataArray]) -> list[xr
     """
     found = {str(name): values for name, values in summary.data_vars.items()}
     found |= {str(values.name): values for values in others}
-    order = [*(name for name in _LABELS if name in found), *(name for name in found if name not in _LABELS)]
+    order = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
     return [_labelled(found[name], name) for name in order if np.isfinite(found[name]).any()]
 
 
@@ -56,7 +66,8 @@ def _labelled(values: xr.DataArray, name: str) -> xr.DataArray:
     largest = float(np.abs(values.values[np.isfinite(values.values)]).max(initial=0.0))
     is_share = units == "1" and largest <= 1 + 1e-6 and name not in _RATIOS
     values = values.reset_coords([c for c in values.coords if c not in ("layer", "head")], drop=True)
-    said = {"units": "%" if is_share else _UNITS.get(units, units), "label": _LABELS.get(name, name.replace("_", " "))}
+    label = _VARIABLES[name].label if name in _VARIABLES else ""
+    said = {"units": "%" if is_share else _UNITS.get(units, units), "label": label or name.replace("_", " ")}
     return values.transpose("layer", "head").rename(name).assign_attrs({**values.attrs, **said})
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 
 from hooks.errors import CaptureDamagedError, CaptureWarning
 from interp.common.files import TEMPORARY
+from interp.common.schema import digest
 from interp.measure.schema import VARIABLES
 from interp.storage.tensor_files import read_note, read_tensor, write_tensors
 
@@ -82,9 +83,8 @@ class StatisticsStore:
 
     def _place(self, layer: int, settings: Mapping[str, Any]) -> tuple[Path, str]:
         """File and full key of a layer's statistics under some settings."""
-        schema = hashlib.sha256(repr(VARIABLES).encode()).hexdigest()
-        about = {"version": VERSION, "schema": schema, "layer": layer, "tensors": self._layers[layer], **settings}
-        key = json.dumps(about, sort_keys=True)
+        about = {"version": VERSION, "schema": digest(VARIABLES), "layer": layer, "tensors": self._layers[layer]}
+        key = json.dumps({**about, **settings}, sort_keys=True)
         short = hashlib.sha256(key.encode()).hexdigest()[:16]
         return self._directory / f"layer_{layer:03d}_{short}.safetensors", key
 

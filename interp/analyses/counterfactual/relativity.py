@@ -11,22 +11,11 @@ from torch import Tensor
 from hooks.errors import InputError, StageError
 from hooks.functional.visible import visible_keys
 from interp.analyses.counterfactual.recompute import recompute
-from interp.common.labels import result_of
+from interp.analyses.counterfactual.schema import RELATIVITY_ERROR
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.rotation import rotating_layers
-
-_FIELDS = ("units", "description", "formula")
-_VARIABLES = {
-    "relativity_error": (
-        "1",
-        "change of the scores when all positions move by the shift, as a share of their own spread; 0: relative",
-        "score_change_rms / score_std",
-    ),
-    "score_change_rms": ("score", "root mean square change of a score", "sqrt(mean (s'_ij − s_ij)²)"),
-    "score_change_max": ("score", "largest change of a score", "max |s'_ij − s_ij|"),
-    "score_std": ("score", "standard deviation of the scores where they are", "sqrt(mean (s_ij − mean)²)"),
-}
 
 
 @torch.no_grad()
@@ -71,7 +60,7 @@ def relativity_error(
     n = len(cap.positions)
     rows = torch.linspace(0, n - 1, min(n_queries, n), dtype=torch.float64).round().long()
     shape = (len(chosen), cap.cfg.n_heads, len(moves))
-    out = {name: np.full(shape[:2] if name == "score_std" else shape, np.nan) for name in _VARIABLES}
+    out = {name: np.full(shape[: len(said.dims)], np.nan) for name, said in RELATIVITY_ERROR.items()}
     for row, layer in enumerate(track(chosen, "shifting positions")):
         seen, scale = visible_keys(cap.spec(layer), rows, torch.arange(n)), cap.spec(layer).scale
         tensors = {shift: _moved(cap, layer, rows, shift, dtype) for shift in (0, *moves)}
@@ -92,21 +81,18 @@ def relativity_error(
                 out["score_change_max"][row, head, column] = float(change.abs().max())
     spread = out["score_std"][..., None]
     np.divide(out["score_change_rms"], spread, out=out["relativity_error"], where=spread > 0)
-    dims = ("layer", "head", "shift")
     result = xr.Dataset(
-        {
-            name: (dims[: array.ndim], array, dict(zip(_FIELDS, _VARIABLES[name], strict=True)))
-            for name, array in out.items()
-        },
+        {name: (RELATIVITY_ERROR[name].dims, array) for name, array in out.items()},
         coords={
             "layer": list(chosen),
             "head": np.arange(cap.cfg.n_heads),
-            "shift": ("shift", list(moves), {"units": "token", "description": "added to every position"}),
+            "shift": list(moves),
             "steps": ("layer", [", ".join(cap.steps(layer)) for layer in chosen]),
         },
         attrs={"compared": f"{len(rows)} of {n} queries, in {str(dtype).removeprefix('torch.')}"},
     )
-    return result_of("relativity_error", result, "change of the scores when all positions move")
+    what = "change of the scores when all positions move"
+    return result_of("relativity_error", labelled(result, RELATIVITY_ERROR), what)
 
 
 def _moved(

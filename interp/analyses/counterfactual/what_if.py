@@ -16,8 +16,9 @@ from hooks.config.rope_inherited import RopeSetting
 from hooks.errors import InputError, StageError
 from interp.analyses.counterfactual.recompute import recompute, silenced
 from interp.analyses.counterfactual.schedules import schedule_of, steps_under
+from interp.analyses.counterfactual.schema import WHAT_IF_ROPE
 from interp.analyses.position.losses import binned_loss, loss_by_position
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import stack_layers
 from interp.measure.schema import GROUPS
@@ -89,7 +90,9 @@ def what_if_rope(
     if losses:
         out = out.merge(_losses(losses, list(variants)))
     out = out.assign_attrs(what_if=_in_words(rope, setting))
-    return result_of("what_if_rope", out, "attention statistics as run and under another rotation")
+    return result_of(
+        "what_if_rope", labelled(out, WHAT_IF_ROPE), "attention statistics as run and under another rotation"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,38 +5,16 @@ import torch
 import xarray as xr
 
 from hooks.errors import InputError, StageError
+from interp.analyses.heads.schema import COMPARE, MEASURED, RANKED
 from interp.analyses.position.sinks import first_token_mass
 from interp.analyses.scores.moments import ScoreMoments
-from interp.common.labels import described, result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import stack_layers
 from interp.common.words import number_ranges
 from interp.tensors.capture_data import CaptureData
 
-_HEAD, _DISTANCE = ("layer", "head"), ("layer", "head", "distance")
-_VARIABLES = {
-    "first_token_mass": (
-        _HEAD,
-        "1",
-        "mean attention to the first token, over the later queries that see it",
-        "mean_i p_i0",
-    ),
-    "mean_distance": (_HEAD, "token", "mean distance attended to", "mean_i Σ_j p_ij Δ_ij"),
-    "entropy": (_HEAD, "nat", "mean entropy of the rows", "mean_i −Σ_j p_ij ln p_ij"),
-    "score_mean": (_HEAD, "score", "mean score of the visible pairs", "mean s_ij"),
-    "score_std": (_HEAD, "score", "standard deviation of the score", "sqrt(mean (s_ij − mean)²)"),
-    "score_min": (_HEAD, "score", "smallest score of a visible pair", "min s_ij"),
-    "score_max": (_HEAD, "score", "largest score of a visible pair", "max s_ij"),
-    "positional_r2": (
-        _HEAD,
-        "1",
-        "share of the score's variance that lies between distances",
-        "Σ_Δ count (score_at_distance − μ)² / Σ_ij (s_ij − μ)²",
-    ),
-    "attention_at_distance": (_DISTANCE, "1", "mean attention of a pair at this distance", "Σ p at Δ / pairs at Δ"),
-    "score_at_distance": (_DISTANCE, "score", "mean score of a pair at this distance", "Σ s at Δ / pairs at Δ"),
-    "loss": (("position",), "nat", "loss of the token at this position", "−ln p(token)"),
-}
+_HEAD = ("layer", "head")
 
 
 def compare(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str] = ("a", "b")) -> xr.Dataset:
@@ -68,24 +46,16 @@ def compare(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str] = ("
     _check_layers(cap_a, cap_b, layers, labels)
     a, b = xr.align(_measure(cap_a, layers), _measure(cap_b, layers), join="outer")
     out = xr.Dataset(coords={"capture": list(labels)})
-    for name, (_, units, what, formula) in _VARIABLES.items():
-        if name in a and name in b:
-            both = xr.concat([a[name], b[name]], out["capture"], join="exact")
-            out[name] = described(both, units, what, formula)
-    for name, (_, units, what, formula) in _VARIABLES.items():
-        if name in out:
-            change = f"{what}: {labels[1]} − {labels[0]}"
-            out[f"{name}_difference"] = described(b[name] - a[name], units, change, f"difference of {formula}")
-    moved = abs(b["share"].fillna(0) - a["share"].fillna(0)).sum("distance") / 2
-    out["profile_divergence"] = described(
-        moved,
-        "1",
-        "share of its attention that the head moved to other distances (total variation of the two profiles)",
-        "½ Σ_Δ |share_b − share_a|, share = Σ p at Δ / Σ p",
-    )
+    both = [name for name in MEASURED if name in a and name in b]
+    for name in both:
+        out[name] = xr.concat([a[name], b[name]], out["capture"], join="exact")
+    for name in both:
+        out[f"{name}_difference"] = b[name] - a[name]
+    out["profile_divergence"] = abs(b["share"].fillna(0) - a["share"].fillna(0)).sum("distance") / 2
     out = out.assign_coords(layer_type=("layer", [cap_b.cfg.layer_type(layer) for layer in layers]))
     out = out.assign_attrs(layers=_layers_in_words(cap_a, cap_b, layers, labels))
-    return result_of("compare", out, f"{labels[1]} compared with {labels[0]} on the same tokens")
+    what = f"{labels[1]} compared with {labels[0]} on the same tokens"
+    return result_of("compare", labelled(out, COMPARE, a=labels[0], b=labels[1]), what)
 
 
 def ranked(comparison: xr.Dataset, by: str = "profile_divergence", n: int = 10) -> xr.Dataset:
@@ -109,7 +79,8 @@ def ranked(comparison: xr.Dataset, by: str = "profile_divergence", n: int = 10) 
     size = np.nan_to_num(np.abs(rows[by].values), nan=-np.inf)
     rows = rows.isel(rank=np.argsort(-size, kind="stable")[:n]).reset_coords(_HEAD)
     rows = rows.assign_coords(rank=np.arange(rows.sizes["rank"]))
-    return result_of("ranked", rows.assign_attrs(comparison.attrs, by=by), f"heads that changed most, by {by}")
+    rows, (a, b) = rows.assign_attrs(comparison.attrs, by=by), comparison["capture"].values
+    return result_of("ranked", labelled(rows, RANKED, a=a, b=b), f"heads that changed most, by {by}")
 
 
 def _measure(cap: CaptureData, layers: list[int]) -> xr.Dataset:

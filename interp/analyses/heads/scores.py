@@ -1,7 +1,6 @@
 """What each score of the head table is, and how it is read off one layer."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float
 
 from interp.analyses.heads.copies import Copies, attention_to_copies
 from interp.analyses.heads.retrieval import needle_mass, retrieval_score
+from interp.analyses.heads.schema import SCORES
 from interp.analyses.position.sinks import first_token_mass
 from interp.analyses.scores.by_stage import finite, utilisation
 from interp.analyses.scores.layer_bounds import layer_bound
@@ -19,93 +19,6 @@ from interp.tensors.capture_data import CaptureData
 from interp.texts.needles import Needle
 
 PerHead = Float[np.ndarray, " head"]
-
-
-class Score(NamedTuple):
-    """One column of the head table; `kind` is what a head that scores high is called, empty if there is no name."""
-
-    kind: str
-    units: str
-    description: str
-    formula: str
-    source: str = ""
-
-
-SCORES: dict[str, Score] = {
-    "first_token_mass": Score(
-        "sink",
-        "1",
-        "mean attention to the first token, over the later queries that see it",
-        "mean_i p_i0, 1 ≤ i (< window)",
-        "arXiv:2410.10781",
-    ),
-    "previous_token": Score(
-        "previous token",
-        "1",
-        "mean attention to the token before",
-        "mean_i p_i,i−1",
-        "transformer_lens.head_detector",
-    ),
-    "local_mass": Score(
-        "local",
-        "1",
-        f"mean attention to keys nearer than {LOCAL_DISTANCE} tokens, over the queries that could look further back; "
-        "1 in a layer whose window is no wider, NaN in a text that is no longer",
-        f"mean_i Σ_j p_ij [Δ_ij < {LOCAL_DISTANCE}], i ≥ {LOCAL_DISTANCE}",
-        "arXiv:2410.10819 (DuoAttention)",
-    ),
-    "induction": Score(
-        "induction",
-        "1",
-        "mean attention to the tokens right after earlier copies of the current token (prefix matching), over the "
-        "queries that see one; NaN where none does",
-        "mean_i Σ_{c<i, t_c=t_i} p_i,c+1",
-        "arXiv:2209.11895; transformer_lens.head_detector",
-    ),
-    "duplicate_token": Score(
-        "duplicate token",
-        "1",
-        "mean attention to earlier copies of the current token, over the queries that see one; NaN where none does",
-        "mean_i Σ_{c<i, t_c=t_i} p_ic",
-        "transformer_lens.head_detector",
-    ),
-    "retrieval": Score(
-        "retrieval",
-        "1",
-        "share of the needle's distinct tokens that the head, with its largest attention, copies into the answer",
-        "|{t_j : j in the needle, j = argmax p_i, t_j = t_i+1}| / |{t_j : j in the needle}|",
-        "arXiv:2404.15574",
-    ),
-    "needle_mass": Score(
-        "", "1", "mean attention to the needle, over the queries that predict the answer", "mean_i Σ_{j in needle} p_ij"
-    ),
-    "mean_distance": Score(
-        "far-looking", "token", "mean distance attended to", "mean_i Σ_j p_ij Δ_ij", "arXiv:1906.04284"
-    ),
-    "entropy": Score("", "nat", "mean entropy of the rows", "mean_i −Σ_j p_ij ln p_ij", "arXiv:2303.06296"),
-    "normalised_entropy": Score(
-        "uniform",
-        "1",
-        "mean entropy of the rows as a share of what it would be if the visible keys got equal attention, over the "
-        "queries that see more than one",
-        "mean_i H_i / ln(visible keys of i)",
-        "arXiv:2303.06296",
-    ),
-    "positional_r2": Score(
-        "positional",
-        "1",
-        "share of the score's variance that lies between distances",
-        "Σ_Δ count (score_mean − μ)² / Σ_ij (s_ij − μ)²",
-    ),
-    "utilisation": Score(
-        "",
-        "1",
-        "largest observed score as a share of the bound that the QK-norm's weights, clipping or soft-cap prove; NaN "
-        "where nothing bounds it",
-        "max |s_ij| / bound",
-        "see interp.score_bound",
-    ),
-}
 
 
 @dataclass(frozen=True)

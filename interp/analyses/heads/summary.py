@@ -9,8 +9,9 @@ import xarray as xr
 from hooks.errors import InputError, StageError
 from interp.analyses.heads.copies import Copies
 from interp.analyses.heads.retrieval import check_needle
-from interp.analyses.heads.scores import SCORES, TextFacts, layer_scores
-from interp.common.labels import described, result_of
+from interp.analyses.heads.schema import KINDS, SCORES, TYPICAL_HEADS
+from interp.analyses.heads.scores import TextFacts, layer_scores
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import layer_numbers
@@ -61,11 +62,9 @@ def head_summary(
             "kv_head": ("head", heads // (len(heads) // cap.k(chosen[0]).shape[1])),
         },
     )
-    for name in out.data_vars:
-        out[name] = described(out[name], *SCORES[str(name)][1:])
     missing = "this capture has no tokens: Capture.from_cache(cache, spec, tokens) keeps them"
     out = out.assign_attrs(n_tokens=len(cap.positions), copies=missing if copies is None else copies.extent)
-    return result_of("head_summary", out, "named scores of every head")
+    return result_of("head_summary", labelled(out, SCORES), "named scores of every head")
 
 
 def head_table(summary: xr.Dataset, sort_by: str | None = None, *, ascending: bool = False) -> pd.DataFrame:
@@ -104,7 +103,7 @@ def typical_heads(summary: xr.Dataset, n: int = 3) -> xr.Dataset:
     """
     if n < 1:
         raise InputError(f"n={n}: ask for at least one head of each kind")
-    names = [name for name in SCORES if SCORES[name].kind and name in summary]
+    names = [name for name in KINDS if name in summary]
     n = min(n, summary.sizes["layer"] * summary.sizes["head"])
     shape = len(names), n
     layer, head, score = np.full(shape, -1), np.full(shape, -1), np.full(shape, np.nan)
@@ -116,18 +115,16 @@ def typical_heads(summary: xr.Dataset, n: int = 3) -> xr.Dataset:
         layer[row, : len(best)] = summary["layer"].values[at[0]]
         head[row, : len(best)] = summary["head"].values[at[1]]
         score[row, : len(best)] = values[at]
-    dims = ("kind", "rank")
+    found = {"layer": layer, "head": head, "score": score}
     out = xr.Dataset(
-        {
-            "layer": described(xr.DataArray(layer, dims=dims), "", "layer of the head", "−1 where there is none"),
-            "head": described(xr.DataArray(head, dims=dims), "", "the head", "−1 where there is none"),
-            "score": described(xr.DataArray(score, dims=dims), "", "its score, in its kind's unit", "see score_name"),
-        },
+        {name: (TYPICAL_HEADS[name].dims, values) for name, values in found.items()},
         coords={
-            "kind": [SCORES[name].kind for name in names],
+            "kind": [KINDS[name] for name in names],
             "rank": np.arange(n),
             "score_name": ("kind", names),
             "units": ("kind", [str(summary[name].attrs.get("units", "")) for name in names]),
         },
     )
-    return result_of("typical_heads", out, "the heads that score highest on each kind's own score")
+    return result_of(
+        "typical_heads", labelled(out, TYPICAL_HEADS), "the heads that score highest on each kind's own score"
+    )

@@ -13,7 +13,8 @@ from torch import Tensor
 from hooks.errors import InputError, MaterializationError, PositionError, StageError
 from hooks.memory import free_bytes
 from interp.analyses.patterns.head_rows import HeadRows, checked_head
-from interp.common.labels import described, result_of
+from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.tokens import TokenChoice, chosen_tokens
 
@@ -53,12 +54,9 @@ def attention_pattern(
     out = np.empty((len(rows), len(columns)), dtype=np.float32)
     for block, _, pattern in held.blocks(rows, columns):
         out[block] = pattern.numpy()
-    array = xr.DataArray(out, _labels(cap, query=rows, key=columns), ("query", "key"), "attention_pattern")
-    return result_of(
-        "attention_pattern",
-        described(array, "1", "attention of the query to the key", "exp(s_ij − lse_i)"),
-        f"attention of {held.name}",
-    )
+    said = ATTENTION_PATTERN["attention_pattern"].at(head=held.name)
+    attrs = {"analysis": "attention_pattern", **said.attrs}
+    return xr.DataArray(out, _labels(cap, query=rows, key=columns), said.dims, "attention_pattern", attrs)
 
 
 def attention_map(
@@ -99,8 +97,8 @@ def attention_map(
         array = cap.statistics([layer])[f"map_{reduce}"].sel(layer=layer, head=head, drop=True)
     else:
         array = _pooled(cap, layer, head, size, reduce, queries, keys)
-    array = described(array, "1", f"{reduce} attention of the visible pairs in a cell", f"{reduce} p_ij")
-    return result_of("attention_map", array.rename("attention_map"), f"attention of layer {layer}, head {head}")
+    said = ATTENTION_MAP["attention_map"].at(head=f"layer {layer}, head {head}", reduce=reduce)
+    return array.rename("attention_map").assign_attrs(analysis="attention_map", **said.attrs)
 
 
 def top_keys(cap: CaptureData, layer: int, head: int, query: int | str, k: int = 10) -> xr.Dataset:
@@ -134,22 +132,19 @@ def top_keys(cap: CaptureData, layer: int, head: int, query: int | str, k: int =
     best = scores.topk(min(k, len(seen)))
     keys = seen[best.indices]
     distance = held.see.query_position[row] - held.see.key_position[keys]
-    attention = (best.values - total).exp()
+    index = int(row)
     columns = {
-        "key": (keys, "", "index of the key", ""),
-        "attention": (attention, "1", "attention of the query to the key", "exp(s_ij − lse_i)"),
-        "score": (best.values, "score", "score that enters softmax", "s_ij"),
-        "distance": (distance, "token", "query position − key position", "Δ"),
+        "key": keys.numpy(),
+        "attention": (best.values - total).exp().numpy(),
+        "score": best.values.numpy(),
+        "distance": distance.numpy(),
+        "token": _strings(cap, keys),
     }
     table = xr.Dataset(
-        {name: described(xr.DataArray(x.numpy(), dims="rank"), *about) for name, (x, *about) in columns.items()},
+        {name: (TOP_KEYS[name].dims, values) for name, values in columns.items()},
         coords={"rank": np.arange(len(keys))},
     )
-    index = int(row)
-    table["token"] = described(
-        xr.DataArray(_strings(cap, keys), dims="rank"), "", "the key's token", "str_tokens of the capture"
-    )
-    table = result_of("top_keys", table, f"what token {index} attends to in {held.name}")
+    table = result_of("top_keys", labelled(table, TOP_KEYS), f"what token {index} attends to in {held.name}")
     return table.assign_attrs(
         query=index,
         query_token=str(_strings(cap, row)[0]),

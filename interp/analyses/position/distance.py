@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 
 from hooks.errors import InputError
-from interp.common.labels import described, result_of
+from interp.analyses.position.schema import POSITIONAL_BIAS, TYPICAL_DISTANCE
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 
 
@@ -24,14 +25,9 @@ def positional_bias(cap: CaptureData) -> xr.Dataset:
     seen = count > 0
     out = xr.Dataset(
         {
-            **_attention(stats["attention"], count, "1", "attention", "p"),
+            **_attention(stats, "attention"),
             "score_mean": stats["score_mean"],
-            "score_std": described(
-                (stats["score_m2"] / count.where(seen)) ** 0.5,
-                "score",
-                "standard deviation of the score between pairs at this distance",
-                "sqrt(score_m2 / count)",
-            ),
+            "score_std": (stats["score_m2"] / count.where(seen)) ** 0.5,
             "score_min": stats["score_min"],
             "score_max": stats["score_max"],
             "count": count,
@@ -39,30 +35,21 @@ def positional_bias(cap: CaptureData) -> xr.Dataset:
         }
     )
     if "attention_value" in stats:
-        moved = "attention, weighted by the size of the value that it moves,"
-        twins = _attention(stats["attention_value"], count, "value norm", moved, "p ‖v W_O‖", "arXiv:2004.10102")
-        out = out.assign({name.replace("attention_", "attention_value_"): twin for name, twin in twins.items()})
-    out["window"] = described(
-        xr.DataArray([cap.spec(layer).window or 0 for layer in cap.layers], dims="layer"),
-        "token",
-        "keys that a query of this layer can see, itself included; 0 means all before it",
-        "0 ≤ Δ < window",
-    )
+        out = out.assign(_attention(stats, "attention_value"))
+    out["window"] = ("layer", [cap.spec(layer).window or 0 for layer in cap.layers])
     out = out.transpose("layer", "head", "distance", ...)
-    return result_of("positional_bias", out, "scores and attention of each head against distance")
+    return result_of(
+        "positional_bias", labelled(out, POSITIONAL_BIAS), "scores and attention of each head against distance"
+    )
 
 
-def _attention(
-    total: xr.DataArray, count: xr.DataArray, units: str, what: str, p: str, source: str = ""
-) -> dict[str, xr.DataArray]:
+def _attention(stats: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
     """Mean per pair and share by distance of attention summed over pairs."""
+    total, count = stats[name], stats["count"]
     seen = count > 0
-    mean, share = total / count.where(seen), (total / total.sum("distance")).where(seen)
     return {
-        "attention_mean": described(mean, units, f"mean {what} of a pair at this distance", f"Σ {p} / count", source),
-        "attention_share": described(
-            share, "1", f"share of all the head's {what} that goes to this distance", f"Σ {p} at Δ / Σ {p}", source
-        ),
+        f"{name}_mean": total / count.where(seen),
+        f"{name}_share": (total / total.sum("distance")).where(seen),
     }
 
 
@@ -83,9 +70,5 @@ def typical_distance(bias: xr.Dataset, share: float = 0.5) -> xr.DataArray:
     mass = np.zeros((int(size.max()) + 1, *spent.shape[:2]))
     np.add.at(mass, size, np.moveaxis(spent, -1, 0))
     distance = (mass.cumsum(0) < share * (1 - 1e-9)).sum(0).clip(max=size.max())
-    return described(
-        xr.DataArray(distance, coords={"layer": bias["layer"], "head": bias["head"]}, dims=("layer", "head")),
-        "token",
-        f"distance within which the head spends {share:.0%} of its attention",
-        f"smallest Δ with Σ over distances of at most Δ of attention_share ≥ {share:g}",
-    )
+    said = TYPICAL_DISTANCE["typical_distance"].at(percent=f"{share:.0%}", share=f"{share:g}")
+    return xr.DataArray(distance, {"layer": bias["layer"], "head": bias["head"]}, said.dims, attrs=said.attrs)

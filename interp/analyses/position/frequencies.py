@@ -14,8 +14,9 @@ from hooks import AttentionSpec
 from hooks.errors import InputError, MaterializationError, StageError
 from hooks.memory import free_bytes
 from interp.analyses.position.correlation import correlations
+from interp.analyses.position.schema import FREQUENCY_BIAS
 from interp.common.binning import bin_starts, ratio
-from interp.common.labels import result_of
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import named_layer
 from interp.common.words import number_ranges
@@ -24,43 +25,6 @@ from interp.tensors.capture_data import CaptureData
 from interp.tensors.rotation import rotating_layers
 
 Distances = Literal["all", "binned"]
-_VARIABLES = {
-    "score_mean": (
-        "score",
-        "mean score that the frequency pair contributes, over the query-key pairs at the distance",
-        "scale · Σ_{i−j=Δ} (q_ia k_ja + q_ib k_jb) / count, a and b the two features of the frequency pair",
-        "arXiv:2410.06205",
-    ),
-    "score_mean_rest": (
-        "score",
-        "the same for the features of no frequency pair (partial rotary); with it the pairs sum to the whole",
-        "scale · Σ_{i−j=Δ} Σ_{c in no pair} q_ic k_jc / count",
-        "",
-    ),
-    "count": ("pair", "visible query-key pairs at the distance", "Σ_ij [i − j = Δ]", ""),
-    "inv_freq": ("rad/token", "angle by which one token of distance turns the pair", "f_i", "arXiv:2104.09864"),
-    "wavelength": ("token", "distance over which the pair turns once; inf where it does not turn", "2π / f_i", ""),
-    "q_norm": (
-        "1",
-        "size of the pair's two query features: massive values show here",
-        "sqrt(mean_i (q_ia² + q_ib²))",
-        "arXiv:2502.01563, arXiv:2410.06205",
-    ),
-    "k_norm": (
-        "1",
-        "size of the pair's two key features, in the kv head that the head uses",
-        "sqrt(mean_j (k_ja² + k_jb²))",
-        "arXiv:2502.01563, arXiv:2410.06205",
-    ),
-}
-_COORDINATES = {
-    "layer": {"units": "", "description": "layer index"},
-    "head": {"units": "", "description": "query head"},
-    "pair": {"units": "", "description": "frequency pair, from the fastest to the slowest"},
-    "distance": {"units": "token", "description": "query position - key position"},
-    "first_distance": {"units": "token", "description": "smallest distance of the bin"},
-    "last_distance": {"units": "token", "description": "largest distance of the bin"},
-}
 
 
 def frequency_bias(
@@ -304,28 +268,14 @@ def _dataset(out: dict[str, np.ndarray], index: dict[str, Any], grid: _Grid) -> 
     coords = {name: (name, values) for name, values in index.items()} | grid.coordinates()
     coords["pair"] = ("pair", np.arange(out["inv_freq"].shape[-1]))
     axis = next(iter(grid.coordinates().values()))[0]
-    layer = ("layer",) if "layer" in index else ()
-    dims = {
-        "score_mean": ("head", "pair", axis),
-        "score_mean_rest": ("head", axis),
-        "count": (axis,),
-        "inv_freq": ("pair",),
-        "wavelength": ("pair",),
-        "q_norm": ("head", "pair"),
-        "k_norm": ("head", "pair"),
-    }
-    fields = ("units", "description", "formula", "source")
-    result = xr.Dataset(
-        {
-            name: ((*layer, *dims[name]), out[name], {k: v for k, v in zip(fields, row, strict=True) if v})
-            for name, row in _VARIABLES.items()
-        },
-        coords,
-    )
-    for name in result.coords:
-        result[name].attrs = dict(_COORDINATES[str(name)])
+    replaced = {"distance": (axis,), "layer": ("layer",) if "layer" in index else ()}
+
+    def dims(name: str) -> list[str]:
+        return [dim for said in FREQUENCY_BIAS[name].dims for dim in replaced.get(said, (said,))]
+
+    result = xr.Dataset({name: (dims(name), out[name]) for name in FREQUENCY_BIAS}, coords)
     text = "mean score by distance, split into RoPE's frequency pairs, before soft-cap and ALiBi"
-    return result_of("frequency_bias", result, text)
+    return result_of("frequency_bias", labelled(result, FREQUENCY_BIAS), text)
 
 
 def _chosen_heads(heads: int | Sequence[int] | None, n_heads: int) -> np.ndarray:

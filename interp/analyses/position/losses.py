@@ -6,7 +6,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.errors import InputError, StageError
-from interp.common.labels import result_of
+from interp.analyses.position.schema import LOSS_BY_POSITION
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 
 
@@ -47,28 +48,19 @@ def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"]
     count = np.diff(np.append(starts, len(loss)))
     mean = np.add.reduceat(loss, starts) / count
     variance = np.add.reduceat((loss - np.repeat(mean, count)) ** 2, starts) / np.where(count > 1, count - 1, np.nan)
-    attrs = {"units": "nats", "formula": "−ln p(token)"}
-    binned = "position_bin"
+    values = {
+        "loss": loss,
+        "running_mean": np.cumsum(loss) / np.arange(1, len(loss) + 1),
+        "loss_mean": mean,
+        "loss_stderr": np.sqrt(variance / count),
+        "count": count,
+    }
     result = xr.Dataset(
-        {
-            "loss": ("position", loss, {**attrs, "description": "loss of the token at this position"}),
-            "running_mean": (
-                "position",
-                np.cumsum(loss) / np.arange(1, len(loss) + 1),
-                {**attrs, "description": "mean loss of all tokens up to this position"},
-            ),
-            "loss_mean": (binned, mean, {**attrs, "description": "mean loss in this stretch of positions"}),
-            "loss_stderr": (
-                binned,
-                np.sqrt(variance / count),
-                {**attrs, "description": "standard error of that mean, tokens taken as independent; NaN of one token"},
-            ),
-            "count": (binned, count, {"units": "token", "description": "predicted tokens in this stretch"}),
-        },
+        {name: (LOSS_BY_POSITION[name].dims, x) for name, x in values.items()},
         coords={
             "position": position,
-            "first_position": (binned, position[starts], {"units": "token"}),
-            "last_position": (binned, position[starts + count - 1], {"units": "token"}),
+            "first_position": ("position_bin", position[starts]),
+            "last_position": ("position_bin", position[starts + count - 1]),
         },
     )
-    return result_of("loss_by_position", result, "loss of the next token by position")
+    return result_of("loss_by_position", labelled(result, LOSS_BY_POSITION), "loss of the next token by position")

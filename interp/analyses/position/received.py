@@ -6,9 +6,9 @@ import xarray as xr
 
 from hooks import AttentionSpec
 from hooks.errors import InputError
+from interp.analyses.position.schema import RECEIVED_BY_POSITION
 from interp.common.binning import ratio
-from interp.common.labels import result_of
-from interp.common.schema import Variable
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 
 PARTS = ("begin", "middle", "end")
@@ -51,79 +51,26 @@ def received_by_position(cap: CaptureData, *, bins: int = 64, edge: float = 0.1)
     parts = np.asarray([0, width, n - width])
     seen = np.stack([queries_seeing(cap.spec(layer), n) for layer in cap.layers])
     uniform = np.stack([_uniform(cap.spec(layer), n) for layer in cap.layers])
-    measured = _described_profile(stats, "received", seen, starts, parts, _MEAN, _SHARE)
-    if "received_value" in stats:
-        measured |= _described_profile(stats, "received_value", seen, starts, parts, _VALUE_MEAN, _VALUE_SHARE)
-    mean, share = _profile(uniform, seen, starts, parts)
+    measured: dict[str, np.ndarray] = {}
+    for name in ("received", "received_value"):
+        if name in stats:
+            received = stats[name].transpose("layer", "head", "key").values
+            measured[f"{name}_mean"], measured[f"{name}_share"] = _profile(received, seen[:, None], starts, parts)
+    measured["uniform_mean"], measured["uniform_share"] = _profile(uniform, seen, starts, parts)
     position = cap.positions.numpy()
     out = xr.Dataset(
-        {
-            **measured,
-            "uniform_mean": (("layer", "position_bin"), mean, _UNIFORM_MEAN.attrs),
-            "uniform_share": (("layer", "part"), share, _UNIFORM_SHARE.attrs),
-        },
+        {name: (RECEIVED_BY_POSITION[name].dims, values) for name, values in measured.items()},
         coords={
             "layer": stats["layer"],
             "head": stats["head"],
             "part": list(PARTS),
-            "first_position": ("position_bin", position[starts], {"units": "token"}),
-            "last_position": ("position_bin", position[np.append(starts[1:], n) - 1], {"units": "token"}),
+            "first_position": ("position_bin", position[starts]),
+            "last_position": ("position_bin", position[np.append(starts[1:], n) - 1]),
         },
         attrs={"parts": f"begin and end are {width} of {n} tokens each"},
     )
-    return result_of("received_by_position", out, "attention received by position, beside that of uniform attention")
-
-
-_BIN, _PART = ("layer", "head", "position_bin"), ("layer", "head", "part")
-_MEAN = Variable(
-    "",
-    _BIN,
-    "1",
-    "mean attention that a key of this stretch gets from a query that can see it",
-    "mean_j (Σ_i p_ij / |{i sees j}|)",
-)
-_SHARE = Variable("", _PART, "1", "share of all the head's attention that goes to this part", "Σ p / Σ p")
-_VALUE_MEAN = Variable(
-    "",
-    _BIN,
-    "value norm",
-    "the same, weighted by the size of the value that it moves",
-    "mean_j (Σ_i p_ij ‖v_j W_O‖ / |{i sees j}|)",
-    "arXiv:2004.10102",
-)
-_VALUE_SHARE = Variable(
-    "",
-    _PART,
-    "1",
-    "share of all that the head's attention moves, by the size of the values, that comes from this part",
-    "Σ p ‖v W_O‖ / Σ p ‖v W_O‖",
-    "arXiv:2004.10102",
-)
-_UNIFORM_MEAN = Variable(
-    "",
-    ("layer", "position_bin"),
-    "1",
-    "received_mean of a head that attends alike to every key it sees",
-    "the same with p_ij = 1 / |{j seen by i}|",
-)
-_UNIFORM_SHARE = Variable("", ("layer", "part"), "1", "received_share of such a head", "Σ p / Σ p")
-
-
-def _described_profile(
-    stats: xr.Dataset,
-    name: str,
-    seen: np.ndarray,
-    starts: np.ndarray,
-    parts: np.ndarray,
-    mean_is: Variable,
-    share_is: Variable,
-) -> dict[str, tuple]:
-    """Mean by stretch and share by part of one statistic by key."""
-    mean, share = _profile(stats[name].transpose("layer", "head", "key").values, seen[:, None], starts, parts)
-    return {
-        f"{name}_mean": (mean_is.dims, mean, mean_is.attrs),
-        f"{name}_share": (share_is.dims, share, share_is.attrs),
-    }
+    what = "attention received by position, beside that of uniform attention"
+    return result_of("received_by_position", labelled(out, RECEIVED_BY_POSITION), what)
 
 
 def queries_seeing(spec: AttentionSpec, n: int) -> np.ndarray:

@@ -8,7 +8,8 @@ import xarray as xr
 
 from hooks.errors import InputError
 from interp.analyses.position.received import queries_seeing
-from interp.common.labels import described, result_of
+from interp.analyses.position.schema import FIRST_TOKEN_MASS, SINK_RATE
+from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import layer_numbers
 
@@ -36,17 +37,9 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
         first, _ = cap.spec(layer).seen(torch.arange(n), n)
         seeing = slice(1, max(2, int((first == 0).sum())))
         means.append(mass.sel(layer=layer).isel(query=seeing).mean("query").values)
-    return xr.DataArray(
-        np.stack(means),
-        coords={"layer": list(chosen), "head": mass["head"]},
-        dims=("layer", "head"),
-        name="first_token_mass",
-        attrs={
-            "units": "1",
-            "description": "mean attention to the first token, over the queries that see it",
-            "formula": "mean_i p_i0, 1 ≤ i (< window)",
-        },
-    )
+    said = FIRST_TOKEN_MASS["first_token_mass"]
+    coords = {"layer": list(chosen), "head": mass["head"]}
+    return xr.DataArray(np.stack(means), coords, said.dims, "first_token_mass", said.attrs)
 
 
 def sink_rate(cap: CaptureData, k: int = 1, epsilon: float = SINK_THRESHOLD) -> xr.Dataset:
@@ -77,25 +70,8 @@ def sink_rate(cap: CaptureData, k: int = 1, epsilon: float = SINK_THRESHOLD) -> 
         raise InputError(f"{n} tokens: whether token {k} is a sink shows only after it, so capture a longer text")
     seen = [queries_seeing(cap.spec(layer), n)[k - 1] for layer in cap.layers]
     score = cap.statistics()["received"].isel(key=k - 1, drop=True) / xr.DataArray(seen, dims="layer")
-    out = xr.Dataset(
-        {
-            "sink_score": described(
-                score,
-                "1",
-                f"mean attention to token {k} over the queries that see it, itself included",
-                "α_k = Σ_{i ≥ k} p_ik / (T − k + 1)",
-                "arXiv:2410.10781",
-            ),
-            "is_sink": described(
-                score > epsilon, "", "whether the head uses the token as a sink", f"α_k > {epsilon:g}"
-            ),
-            "sink_rate": described(
-                (score > epsilon).mean(),
-                "1",
-                f"share of heads that give token {k} more than {epsilon:g} of their attention",
-                f"mean over heads of [α_k > {epsilon:g}]",
-                "arXiv:2410.10781",
-            ),
-        }
-    )
-    return result_of("sink_rate", out.assign_attrs(k=k, epsilon=epsilon), "attention sinks by head, and their share")
+    is_sink = score > epsilon
+    out = xr.Dataset({"sink_score": score, "is_sink": is_sink, "sink_rate": is_sink.mean()})
+    what = "attention sinks by head, and their share"
+    out = result_of("sink_rate", labelled(out, SINK_RATE, k=k, epsilon=f"{epsilon:g}"), what)
+    return out.assign_attrs(k=k, epsilon=epsilon)

@@ -8,6 +8,8 @@ from torch import Tensor
 from hooks import AttentionSpec
 from interp.analyses.scores.layer_bounds import bound_side, layer_bound, linear
 from interp.analyses.scores.moments import PerHead, ScoreMoments
+from interp.analyses.scores.schema import STAGE_RANGES
+from interp.common.labels import labelled
 from interp.common.progress import track
 from interp.measure.statistics import attention_statistics
 from interp.tensors.capture_data import CaptureData
@@ -15,20 +17,6 @@ from interp.tensors.stages import steps_before
 
 _DONE = {"clip": "clipping", "norm": "QK-norm", "rope": "rotation"}
 _NEXT = {"clip": "before clipping", "norm": "before QK-norm", "rope": "before rotation"}
-_VARIABLES = {
-    "score_min": ("score", "smallest score of a visible pair", "min s_ij"),
-    "score_max": ("score", "largest score of a visible pair", "max s_ij"),
-    "score_mean": ("score", "mean score of the visible pairs", "mean s_ij"),
-    "score_std": ("score", "standard deviation of the score", "sqrt(mean (s_ij − mean)²)"),
-    "bound": (
-        "score",
-        "no score of this head can be larger in size (under ALiBi: higher), whatever the text of this length",
-        "see interp.score_bound",
-    ),
-    "utilisation": ("1", "largest observed score as a share of the bound", "max |s_ij| / bound"),
-    "q_norm": ("1", "root mean square of the queries' norms", "sqrt(mean ‖q_i‖²)"),
-    "k_norm": ("1", "root mean square of the keys' norms", "sqrt(mean ‖k_j‖²)"),
-}
 
 
 def stage_ranges(cap: CaptureData) -> xr.Dataset:
@@ -42,17 +30,13 @@ def stage_ranges(cap: CaptureData) -> xr.Dataset:
     """
     stages = stages_in_order(cap)
     shape = (len(cap.layers), cap.cfg.n_heads, len(stages))
-    values = {name: np.full(shape, np.nan) for name in _VARIABLES}
+    values = {name: np.full(shape, np.nan) for name in STAGE_RANGES}
     for row, layer in enumerate(track(cap.layers, "measuring score ranges")):
         for stage in cap.stages(layer):
             for name, per_head in _one(cap, layer, stage).items():
                 values[name][row, :, stages.index(stage)] = per_head
-    attrs: dict[str, dict[str, str]] = {
-        name: dict(zip(("units", "description", "formula"), row, strict=True)) for name, row in _VARIABLES.items()
-    }
-    attrs["bound"]["side"] = bound_side(cap, cap.layers)
-    return xr.Dataset(
-        {name: (("layer", "head", "stage"), array, attrs[name]) for name, array in values.items()},
+    out = xr.Dataset(
+        {name: (STAGE_RANGES[name].dims, array) for name, array in values.items()},
         coords={
             "layer": list(cap.layers),
             "head": np.arange(cap.cfg.n_heads),
@@ -61,6 +45,8 @@ def stage_ranges(cap: CaptureData) -> xr.Dataset:
             "layer_type": ("layer", [cap.cfg.layer_type(layer) for layer in cap.layers]),
         },
     )
+    out["bound"].attrs["side"] = bound_side(cap, cap.layers)
+    return labelled(out, STAGE_RANGES)
 
 
 def stages_in_order(cap: CaptureData) -> list[str]:

@@ -14,7 +14,8 @@ from interp.analyses.counterfactual.variants import VARIANTS, StepVariant, step_
 from interp.analyses.scores.by_stage import finite, rms_norm, stage_label, stages_in_order, utilisation
 from interp.analyses.scores.layer_bounds import bound_reason, bound_side, chosen_layers, is_linear, layer_bound, linear
 from interp.analyses.scores.moments import PerHead, ScoreMoments, score_shape
-from interp.common.labels import result_of
+from interp.analyses.scores.schema import SCORE_RANGES
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.measure.statistics import attention_statistics
 from interp.measure.visibility import reach
@@ -22,41 +23,9 @@ from interp.tensors.capture_data import CaptureData
 
 QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
 FLOAT16_MAX = 65504.0
-
-_VARIABLES = {
-    "min": ("score", "smallest score of a visible pair", "min s_ij"),
-    "max": ("score", "largest score of a visible pair", "max s_ij"),
-    "mean": ("score", "mean score of the visible pairs", "mean s_ij"),
-    "std": ("score", "standard deviation of the score", "sqrt(mean (s_ij − mean)²)"),
-    "kurtosis": (
-        "1",
-        "fourth moment of the score, not excess: 3 for a normal distribution. From a histogram around the mean: off by "
-        "some per mille for a hundred thousand pairs; NaN where scores do not vary",
-        "mean (s_ij − mean)⁴ / std⁴",
-    ),
-    "bound": (
-        "score",
-        "no score of this head can be larger in size (under ALiBi: higher), whatever the text of this length",
-        "see interp.score_bound",
-    ),
-    "utilisation": ("1", "largest observed score as a share of the bound", "max |s_ij| / bound; max s_ij with ALiBi"),
-    "float16_headroom": (
-        "1",
-        "how many times the largest product q·k, before it is scaled, fits under float16's largest number",
-        "65504 / max |q_i · k_j|",
-    ),
-    "sharpness_cap": (
-        "1",
-        "no key can get more attention from a query that sees n_keys keys; 1 where there is no bound",
-        "1 / (1 + (n_keys − 1) e^(−2 bound)); with ALiBi Σ_{0<Δ<n_keys} e^(−slope Δ) for n_keys − 1",
-    ),
-}
-_NORMS = {
-    "q_norm": ("1", "root mean square of the queries' norms", "sqrt(mean ‖q_i‖²)"),
-    "k_norm": ("1", "root mean square of the norms of the keys that the head reads", "sqrt(mean ‖k_j‖²)"),
-    "q_norm_max": ("1", "largest norm of a query", "max ‖q_i‖"),
-    "k_norm_max": ("1", "largest norm of a key that the head reads", "max ‖k_j‖"),
-}
+_PER_VARIANT, _PER_STAGE = (
+    [name for name, said in SCORE_RANGES.items() if said.dims == ("layer", "head", dim)] for dim in ("variant", "stage")
+)
 
 
 def score_ranges(
@@ -95,7 +64,7 @@ def score_ranges(
     chosen = chosen_layers(cap, layers)
     levels = [float(q) for q in np.atleast_1d(quantiles)]
     shape = (len(chosen), cap.cfg.n_heads, len(VARIANTS))
-    values = {name: np.full(shape, np.nan) for name in _VARIABLES}
+    values = {name: np.full(shape, np.nan) for name in _PER_VARIANT}
     at_level = np.full((*shape, len(levels)), np.nan)
     reasons = np.full((len(chosen), len(VARIANTS)), "", dtype=object)
     for row, layer in enumerate(track(chosen, "measuring score ranges")):
@@ -108,28 +77,28 @@ def score_ranges(
                 measured, at_level[row, :, column] = _measure(cap, layer, variant, levels)
             for variable, per_head in measured.items():
                 values[variable][row, :, column] = per_head
-    dims = ("layer", "head", "variant")
+    values |= {
+        "quantile": at_level,
+        "bound_reason": reasons.astype(str),
+        "float16_limit": np.array([_float16_limit(cap.spec(layer)) for layer in chosen]),
+        "n_keys": np.array([_n_keys(cap, layer) for layer in chosen]),
+        **_vector_norms(cap, chosen),
+    }
     out = xr.Dataset(
-        {name: (dims, array, _attrs(_VARIABLES[name])) for name, array in values.items()},
+        {name: (SCORE_RANGES[name].dims, array) for name, array in values.items()},
         coords={
-            "layer": ("layer", list(chosen), {"description": "layer index"}),
-            "head": ("head", np.arange(cap.cfg.n_heads), {"description": "query head"}),
+            "layer": list(chosen),
+            "head": np.arange(cap.cfg.n_heads),
             "variant": ("variant", list(VARIANTS), {"description": "which steps q and k went through"}),
-            "q": ("q", levels, {"units": "1", "description": "share of the scores below"}),
+            "q": levels,
             "layer_type": ("layer", [cap.cfg.layer_type(layer) for layer in chosen]),
+            "stage": stages_in_order(cap),
+            "stage_label": ("stage", [stage_label(cap, stage) for stage in stages_in_order(cap)]),
         },
     )
     out["bound"].attrs["side"] = bound_side(cap, chosen)
-    said = ("score", "score that this share of the visible pairs stays below", "smallest s with P(s_ij ≤ s) ≥ q")
-    out["quantile"] = ((*dims, "q"), at_level, _attrs(said))
-    why = ("", "why there is no bound, or no such variant; empty where the bound exists", "")
-    out["bound_reason"] = (("layer", "variant"), reasons.astype(str), _attrs(why))
-    n_keys = ("key", "keys that a query with the longest view sees in this text", "min(n_tokens, window)")
-    limit = ("score", "score at which q·k reaches float16's largest number", "65504 scale, soft-capped")
-    out["float16_limit"] = ("layer", np.array([_float16_limit(cap.spec(layer)) for layer in chosen]), _attrs(limit))
-    out["n_keys"] = ("layer", np.array([_n_keys(cap, layer) for layer in chosen]), _attrs(n_keys))
-    out = out.merge(_vector_norms(cap, chosen))
-    return result_of("score_ranges", out, "range, moments and bound of each head's scores, by variant of its steps")
+    what = "range, moments and bound of each head's scores, by variant of its steps"
+    return result_of("score_ranges", labelled(out, SCORE_RANGES), what)
 
 
 def _measure(
@@ -182,10 +151,10 @@ def _n_keys(cap: CaptureData, layer: int) -> int:
     return reach(cap.spec(layer), len(cap.positions))[1] + 1
 
 
-def _vector_norms(cap: CaptureData, chosen: Sequence[int]) -> xr.Dataset:
+def _vector_norms(cap: CaptureData, chosen: Sequence[int]) -> dict[str, np.ndarray]:
     """Norms of q and k over (layer, head, stage), NaN where a layer lacks a stage."""
     stages, heads = stages_in_order(cap), cap.cfg.n_heads
-    values = {name: np.full((len(chosen), heads, len(stages)), np.nan) for name in _NORMS}
+    values = {name: np.full((len(chosen), heads, len(stages)), np.nan) for name in _PER_STAGE}
     for row, layer in enumerate(chosen):
         for stage in cap.stages(layer):
             for name, x in (("q", cap.q(layer, stage)), ("k", cap.k(layer, stage))):
@@ -193,20 +162,7 @@ def _vector_norms(cap: CaptureData, chosen: Sequence[int]) -> xr.Dataset:
                 longest = x.float().norm(dim=-1).amax(0).cpu().numpy()
                 values[f"{name}_norm"][at] = rms_norm(x, heads)
                 values[f"{name}_norm_max"][at] = np.repeat(longest, heads // len(longest))
-    return xr.Dataset(
-        {name: (("layer", "head", "stage"), array, _attrs(_NORMS[name])) for name, array in values.items()},
-        coords={
-            "layer": list(chosen),
-            "head": np.arange(heads),
-            "stage": ("stage", stages, {"description": "q and k before or after a step"}),
-            "stage_label": ("stage", [stage_label(cap, stage) for stage in stages]),
-        },
-    )
-
-
-def _attrs(row: tuple[str, str, str]) -> dict[str, str]:
-    """Attributes of a variable."""
-    return dict(zip(("units", "description", "formula"), row, strict=True))
+    return values
 
 
 @contextmanager

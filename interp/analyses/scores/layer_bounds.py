@@ -12,7 +12,8 @@ from torch import Tensor
 from hooks import AttentionSpec, HookedTransformerConfig
 from hooks.errors import InputError, StageError, TextError
 from interp.analyses.scores.bound import score_bound
-from interp.common.labels import described, result_of
+from interp.analyses.scores.schema import BOUND_BY_DISTANCE
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import layer_numbers
@@ -65,28 +66,17 @@ def bound_by_distance(
         seen = stats["count"].sel(layer=layer).values > 0
         if not reasons[row]:
             bounds[row][:, seen] = layer_bound(cap, layer, distance=distance[seen])
-    bound = xr.DataArray(
-        bounds,
-        {"layer": list(chosen), "head": np.arange(cap.cfg.n_heads), "distance": distance},
-        ("layer", "head", "distance"),
-    )
     out = xr.Dataset(
         {
-            "bound": described(
-                bound,
-                "score",
-                "no score of this head at this distance can be larger in size (under ALiBi: higher), whatever the text",
-                "scale · sqrt(D_q D_k) · max_i σ_i(Δ); see interp.score_bound",
-            ),
+            "bound": (("layer", "head", "distance"), bounds, {"side": bound_side(cap, chosen)}),
             "score_min": stats["score_min"],
             "score_max": stats["score_max"],
-            "bound_reason": described(
-                xr.DataArray(reasons, dims="layer"), "", "why there is no bound; empty where there is one", ""
-            ),
-        }
+            "bound_reason": ("layer", reasons),
+        },
+        {"layer": list(chosen), "head": np.arange(cap.cfg.n_heads), "distance": distance},
     ).transpose("layer", "head", "distance", ...)
-    out["bound"].attrs["side"] = bound_side(cap, chosen)
-    return result_of("bound_by_distance", out, "proven and observed scores of each head against distance")
+    what = "proven and observed scores of each head against distance"
+    return result_of("bound_by_distance", labelled(out, BOUND_BY_DISTANCE), what)
 
 
 def layer_bound(

@@ -15,7 +15,8 @@ from interp.analyses.patterns.head_rows import HeadRows
 from interp.analyses.scores.by_variant import largest_product
 from interp.analyses.scores.layer_bounds import bound_reason, chosen_layers, layer_bound, linear, vector_bounds
 from interp.analyses.scores.moments import PerHead, ScoreMoments
-from interp.common.labels import described, result_of
+from interp.analyses.scores.schema import PRECISION_COST
+from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.measure.subsampling import sample_rows
 from interp.tensors.capture_data import CaptureData
@@ -56,12 +57,7 @@ PRECISIONS = {
     "int8": Precision(float(torch.iinfo(torch.int32).max), 0.0, round_to_int8),
 }
 
-_COSTS = {
-    "kl": ("nat", "mean Kullback-Leibler divergence of the rounded pattern from the exact one", "mean_i Σ p ln(p/p̂)"),
-    "kl_max": ("nat", "largest such divergence of a sampled query", "max_i Σ_j p_ij ln(p_ij / p̂_ij)"),
-    "score_error_max": ("score", "largest change of a score that enters softmax", "max |ŝ_ij − s_ij|"),
-    "score_error_rms": ("score", "root mean square change of a score", "sqrt(mean (ŝ_ij − s_ij)²)"),
-}
+_COSTS = ("kl", "kl_max", "score_error_max", "score_error_rms")
 
 
 @torch.no_grad()
@@ -112,27 +108,24 @@ def precision_cost(
         observed[at], proven[at] = _headroom(cap, layer)
     for cost in costs.values():
         cost[observed < 1] = np.inf
-    dims = ("layer", "head", "dtype")
-    coords = {"layer": list(chosen), "head": np.arange(cap.cfg.n_heads), "dtype": list(PRECISIONS)}
-    out = xr.Dataset({name: (dims, x, _attrs(_COSTS[name])) for name, x in costs.items()}, coords)
-    for name, x, of in (("headroom", observed, "observed"), ("proven_headroom", proven, "bound")):
-        room = described(
-            xr.DataArray(x, coords, dims),
-            "1",
-            f"how many times the largest {'number on this text' if of == 'observed' else 'number that any text makes'} "
-            "fits under the format's largest",
-            f"limit / max(|q·k|, |q_j|, |k_j|), {of}; limit 65504, 3.39e38, and 2³¹ − 1 for int8's sums",
-        )
-        out[name] = room
     verdicts = [
         [[_verdict(*one) for one in zip(PRECISIONS, *pair, strict=True)] for pair in zip(*per_layer, strict=True)]
         for per_layer in zip(observed, proven, strict=True)
     ]
-    out["verdict"] = (dims, np.array(verdicts), _attrs(("", "whether q·k fits into the format", "")))
-    reasons = [bound_reason(cap, layer, spec=linear(cap.spec(layer))) for layer in chosen]
-    out["bound_reason"] = ("layer", reasons, _attrs(("", "why there is no bound; empty where there is one", "")))
-    out.attrs["queries"] = f"{len(rows)} of {len(cap.positions)} queries measured"
-    return result_of("precision_cost", out, "range and rounding of each head's q and k in low precision")
+    found: dict[str, object] = {
+        **costs,
+        "headroom": observed,
+        "proven_headroom": proven,
+        "verdict": np.array(verdicts),
+        "bound_reason": [bound_reason(cap, layer, spec=linear(cap.spec(layer))) for layer in chosen],
+    }
+    out = xr.Dataset(
+        {name: (PRECISION_COST[name].dims, values) for name, values in found.items()},
+        {"layer": list(chosen), "head": np.arange(cap.cfg.n_heads), "dtype": list(PRECISIONS)},
+        {"queries": f"{len(rows)} of {len(cap.positions)} queries measured"},
+    )
+    what = "range and rounding of each head's q and k in low precision"
+    return result_of("precision_cost", labelled(out, PRECISION_COST), what)
 
 
 def _count(queries: int | Sequence[int] | None) -> int | Sequence[int] | None:
@@ -252,8 +245,3 @@ def _verdict(dtype: str, observed: float, proven: float) -> str:
     if dtype == "bfloat16":
         return "safe: bfloat16 reaches as far as float32"
     return "observed safe, not proven" if observed >= 1 else "overflows"
-
-
-def _attrs(row: tuple[str, str, str]) -> dict[str, str]:
-    """Attributes of a variable."""
-    return dict(zip(("units", "description", "formula"), row, strict=True))

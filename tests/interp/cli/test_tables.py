@@ -2,14 +2,20 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 from tiny import tiny_model
 from typer.testing import CliRunner
 
 from hooks import HookedTransformer
+from hooks.errors import InputError
 from interp.cli.command import app
 from interp.measure.schema import VARIABLES
+from interp.reporting.catalogue import CATALOGUE
 
 
 def run(*arguments):
@@ -58,3 +64,34 @@ def test_every_statistic_is_printed_with_its_formula_and_source():
         assert f" {name} " in printed
         assert variable.source.split(" ")[0] in printed
     assert "Σ_i p_ij ‖v_j W_O‖" in printed
+
+
+def test_one_analysis_is_printed_alone_and_another_word_is_refused():
+    printed = run("stats", "sink_rate")
+    assert "sink_score" in printed and "share of heads that give token <k> more than <epsilon>" in printed
+    assert "positional_r2" not in printed and " group " not in printed
+    result = CliRunner().invoke(app, ["stats", "sinkrate"])
+    assert isinstance(result.exception, InputError)
+    assert "no analysis 'sinkrate': there are attention_statistics" in str(result.exception)
+
+
+def test_a_terminal_of_80_columns_shows_every_name_and_formula(monkeypatch):
+    console = Console(width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr("interp.cli.tables._console", lambda: console)
+    with console.capture() as captured:
+        run("stats")
+    printed = captured.get()
+    assert max(map(cell_len, printed.splitlines())) <= 80
+    words = {line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")}
+    assert {name for table in CATALOGUE.values() for name in table} == words - {""}
+    one_line = re.sub(r"[\s│]+", " ", printed)
+    assert all(v.formula.partition(" ")[0] in one_line for table in CATALOGUE.values() for v in table.values())
+
+
+def test_printing_what_is_measured_loads_no_library():
+    code = (
+        "import sys\nfrom interp.cli.command import app\napp(['stats'], standalone_mode=False)\n"
+        "print([m for m in ('torch', 'numpy', 'xarray', 'transformer_lens') if m in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"

@@ -1,0 +1,42 @@
+"""Every analysis with the table of its variables, in the order in which one would read them. Imports nothing heavy."""
+
+from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
+from interp.analyses.heads.schema import COMPARE, RANKED, SCORES, TYPICAL_HEADS
+from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
+from interp.analyses.position.schema import (
+    FIRST_TOKEN_MASS,
+    FREQUENCY_BIAS,
+    LOSS_BY_POSITION,
+    POSITIONAL_BIAS,
+    RECEIVED_BY_POSITION,
+    SINK_RATE,
+    TYPICAL_DISTANCE,
+)
+from interp.analyses.scores.schema import BOUND_BY_DISTANCE, PRECISION_COST, SCORE_RANGES, STAGE_RANGES
+from interp.common.schema import Table
+from interp.measure.schema import ATTENTION_STATISTICS, SCORE_QUANTILE
+
+CATALOGUE: dict[str, Table] = {
+    "attention_statistics": ATTENTION_STATISTICS,
+    "score_quantile": SCORE_QUANTILE,
+    "positional_bias": POSITIONAL_BIAS,
+    "typical_distance": TYPICAL_DISTANCE,
+    "frequency_bias": FREQUENCY_BIAS,
+    "received_by_position": RECEIVED_BY_POSITION,
+    "first_token_mass": FIRST_TOKEN_MASS,
+    "sink_rate": SINK_RATE,
+    "loss_by_position": LOSS_BY_POSITION,
+    "attention_pattern": ATTENTION_PATTERN,
+    "attention_map": ATTENTION_MAP,
+    "top_keys": TOP_KEYS,
+    "what_if_rope": WHAT_IF_ROPE,
+    "relativity_error": RELATIVITY_ERROR,
+    "score_ranges": SCORE_RANGES,
+    "stage_ranges": STAGE_RANGES,
+    "bound_by_distance": BOUND_BY_DISTANCE,
+    "precision_cost": PRECISION_COST,
+    "head_summary": SCORES,
+    "typical_heads": TYPICAL_HEADS,
+    "compare": COMPARE,
+    "ranked": RANKED,
+}
