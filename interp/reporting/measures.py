@@ -8,7 +8,7 @@ import xarray as xr
 from interp.reporting import sentences
 
 # In the order in which the report offers them; numbers that are not named here follow under their own names.
-_LABELS = {
+LABELS = {
     "first_token_mass": "first token",
     "half_distance": "half within",
     "mean_distance": "mean distance",
@@ -40,7 +40,7 @@ def head_metrics(summary: xr.Dataset, others: Iterable[xr.DataArray]) -> list[xr
     """
     found = {str(name): values for name, values in summary.data_vars.items()}
     found |= {str(values.name): values for values in others}
-    order = [*(name for name in _LABELS if name in found), *(name for name in found if name not in _LABELS)]
+    order = [*(name for name in LABELS if name in found), *(name for name in found if name not in LABELS)]
     return [_labelled(found[name], name) for name in order if np.isfinite(found[name]).any()]
 
 
@@ -56,7 +56,7 @@ def _labelled(values: xr.DataArray, name: str) -> xr.DataArray:
     largest = float(np.abs(values.values[np.isfinite(values.values)]).max(initial=0.0))
     is_share = units == "1" and largest <= 1 + 1e-6 and name not in _RATIOS
     values = values.reset_coords([c for c in values.coords if c not in ("layer", "head")], drop=True)
-    said = {"units": "%" if is_share else _UNITS.get(units, units), "label": _LABELS.get(name, name.replace("_", " "))}
+    said = {"units": "%" if is_share else _UNITS.get(units, units), "label": LABELS.get(name, name.replace("_", " "))}
     return values.transpose("layer", "head").rename(name).assign_attrs({**values.attrs, **said})
 
 
