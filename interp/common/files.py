@@ -73,7 +73,7 @@ def write_text(path: str | Path, content: str, ours: Ours = is_marked) -> Path:
 
 def check_own(target: Path, ours: Ours) -> None:
     """Raise an OutputError if something stands at a path that the tool did not write."""
-    if os.path.lexists(target) and not _is_own(target, ours):
+    if os.path.lexists(target) and not is_own(target, ours):
         raise OutputError(
             f"{str(target)!r} is there already and ropescope did not write it, so it is not replaced: "
             "give another name, or move it away"
@@ -111,7 +111,7 @@ def replace_file(target: Path, chunks: Iterable[bytes | memoryview], ours: Ours 
 
 def remove_file(target: Path, ours: Ours) -> bool:
     """Delete a file if it is there and the tool's own; says whether it did."""
-    if not os.path.lexists(target) or not _is_own(target, ours):
+    if not os.path.lexists(target) or not is_own(target, ours):
         return False
     target.unlink(missing_ok=True)
     return True
@@ -128,7 +128,7 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _is_own(target: Path, ours: Ours) -> bool:
+def is_own(target: Path, ours: Ours) -> bool:
     """Whether a regular file, reached by no link, is one that the tool wrote."""
     try:
         return stat.S_ISREG(os.lstat(target).st_mode) and ours(target)
