@@ -1,21 +1,34 @@
-"""Writing a result: checked before the work, atomic after it."""
+"""Writing a result: checked before the work, atomic after it, and never over what the tool did not write.
+
+Everything that interp puts on a disk or takes from it goes through `replace_file` and `remove_file`. Both ask the
+content of what stands there whether it is the tool's own; a name is no answer.
+"""
 
 import os
+import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from hooks import checks
 from hooks.errors import OutputError
+from interp.common.marks import is_marked
 
 TEMPORARY = ".ropescope-*.tmp"
+Ours = Callable[[Path], bool]
 
 
-def check_writable(path: str | Path) -> Path:
-    """The resolved path, once it is sure that a file can be put there.
+def check_writable(path: str | Path, ours: Ours = is_marked) -> Path:
+    """The resolved path, once it is sure that a file can be put there without losing another.
+
+    Args:
+        path: where a file is to be.
+        ours: tells from its content whether the file that stands there is one that the tool wrote.
 
     Raises:
-        OutputError: the directory is missing or not writable, or something that is no file has this name.
+        OutputError: the directory is missing or not writable, or something stands there that the tool did not write.
     """
+    checks.path("path", path, error=OutputError)
     try:
         target = Path(path).resolve()
         if target.is_dir():
@@ -26,36 +39,60 @@ def check_writable(path: str | Path) -> Path:
             raise OutputError(
                 f"cannot write {str(path)!r}: there is no directory {str(target.parent)!r}; create it first"
             )
+        check_own(target, ours)
         handle, probe = _temporary(target)
         os.close(handle)
         os.unlink(probe)
     except OutputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself, before 3.13
         raise _unwritable(path, error) from None
     return target
 
 
-def write_text(path: str | Path, content: str) -> Path:
+def write_bytes(path: str | Path, content: bytes, ours: Ours = is_marked) -> Path:
     """Write a whole file or nothing; see `replace_file`.
 
     Raises:
-        OutputError: the file cannot be written; what stood there before is untouched.
+        OutputError: the file cannot be written, or another stands there; what stood there before is untouched.
     """
-    target = check_writable(path)
+    target = check_writable(path, ours)
     try:
-        replace_file(target, [content.encode("utf-8", errors="backslashreplace")])
+        replace_file(target, [content], ours)
+    except OutputError:
+        raise
     except OSError as error:
         raise _unwritable(path, error) from None
     return target
 
 
-def replace_file(target: Path, chunks: Iterable[bytes | memoryview]) -> None:
+def write_text(path: str | Path, content: str, ours: Ours = is_marked) -> Path:
+    """Write a text as UTF-8; see `write_bytes`."""
+    return write_bytes(path, content.encode("utf-8", errors="backslashreplace"), ours)
+
+
+def check_own(target: Path, ours: Ours) -> None:
+    """Raise an OutputError if something stands at a path that the tool did not write."""
+    if os.path.lexists(target) and not is_own(target, ours):
+        raise OutputError(
+            f"{str(target)!r} is there already and ropescope did not write it, so it is not replaced: "
+            "give another name, or move it away"
+        )
+
+
+def replace_file(target: Path, chunks: Iterable[bytes | memoryview], ours: Ours = is_marked) -> None:
     """Write a whole file or nothing: under a temporary name, synced, renamed, and the directory synced.
 
+    Args:
+        target: where to; what stands there is replaced if it is the tool's own.
+        chunks: the content.
+        ours: tells from its content whether a file is.
+
     Raises:
+        OutputError: what stands there is not.
         OSError: as the system gives it; what stood there before is untouched.
     """
+    check_own(target, ours)
     handle, temporary = _temporary(target)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -64,11 +101,20 @@ def replace_file(target: Path, chunks: Iterable[bytes | memoryview]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, _mode(target))
+        check_own(target, ours)  # it may have come while this was written
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+def remove_file(target: Path, ours: Ours) -> bool:
+    """Delete a file if it is there and the tool's own; says whether it did."""
+    if not os.path.lexists(target) or not is_own(target, ours):
+        return False
+    target.unlink(missing_ok=True)
+    return True
 
 
 def sync_directory(directory: Path) -> None:
@@ -80,6 +126,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_own(target: Path, ours: Ours) -> bool:
+    """Whether a regular file, reached by no link, is one that the tool wrote."""
+    try:
+        return stat.S_ISREG(os.lstat(target).st_mode) and ours(target)
+    except FileNotFoundError:  # gone since it was seen
+        return True
 
 
 def _temporary(target: Path) -> tuple[int, str]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from hooks.errors import ImageExportError
-from interp.common.files import check_writable, write_text
+from interp.common.files import check_writable, write_bytes
+from interp.common.marks import marked
 
 _IMAGES = ("png", "svg", "pdf", "webp", "jpg", "jpeg")
 _WIDTH = 960
@@ -18,21 +19,22 @@ def save(
 
     Args:
         figure: what any function of `interp.plots` returns.
-        path: where to put it.
+        path: where to put it. A figure that was saved there before is replaced; nothing else ever is.
         width: width in CSS pixels.
         height: height in CSS pixels; by default the figure's own.
         scale: pixels of a PNG per CSS pixel.
 
     Raises:
         ImageExportError: an unknown ending, or no kaleido or no browser to draw images with.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or another one stands there.
     """
     kind = Path(path).suffix.lower().lstrip(".")
     if kind == "html":
-        return write_text(path, figure.to_html(include_plotlyjs=True, full_html=True))
+        page = figure.to_html(include_plotlyjs=True, full_html=True)
+        return write_bytes(path, marked(page.encode("utf-8", errors="backslashreplace"), kind))
     if kind not in _IMAGES:
         raise ImageExportError(f"{str(path)!r}: the ending must be one of .{', .'.join(_IMAGES)} or .html")
-    target = check_writable(path)
+    check_writable(path)
     try:
         import kaleido  # noqa: F401  (plotly's own message would tell to install an unsuitable version)
     except ImportError:
@@ -40,7 +42,7 @@ def save(
             "images need kaleido: pip install 'ropescope[images]'; or save the figure as .html, which needs nothing"
         ) from None
     try:
-        figure.write_image(target, width=width, height=height or figure.layout.height, scale=scale)
+        image = figure.to_image(kind, width=width, height=height or figure.layout.height, scale=scale)
     except Exception as error:
         if not _browser_is_missing(error):
             raise
@@ -48,7 +50,7 @@ def save(
             "images are drawn by Chromium or Chrome, and none was found: install one (apt install chromium, or "
             "plotly_get_chrome), or set BROWSER_PATH to it; .html needs none"
         ) from None
-    return target
+    return write_bytes(path, marked(image, kind))
 
 
 def _browser_is_missing(error: Exception) -> bool:

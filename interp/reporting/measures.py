@@ -18,7 +18,7 @@ _VARIABLES: Table = {
     "float16_headroom": SCORE_RANGES["float16_headroom"],
 }
 # In the order in which the report offers them; numbers that are not named here follow.
-_ORDER = (
+ORDER = (
     "first_token_mass",
     "half_distance",
     "mean_distance",
@@ -50,7 +50,7 @@ def head_metrics(summary: xr.Dataset, others: Iterable[xr.DataArray]) -> list[xr
     """
     found = {str(name): values for name, values in summary.data_vars.items()}
     found |= {str(values.name): values for values in others}
-    order = [*(name for name in _ORDER if name in found), *(name for name in found if name not in _ORDER)]
+    order = [*(name for name in ORDER if name in found), *(name for name in found if name not in ORDER)]
     return [_labelled(found[name], name) for name in order if np.isfinite(found[name]).any()]
 
 

@@ -39,16 +39,18 @@ def report(
 
     Args:
         cap: what to report on.
-        path: where to put it; replaced in one step, never half written.
+        path: where to put it, in one step, never half written. A report that stands there is replaced; nothing else
+            ever is.
         heads: which heads of each layer to show; None shows all.
         compare_with: a second capture with the same layers and heads, held against the first throughout.
-        csv: a folder for the numbers as CSV tables; None writes none.
+        csv: a folder for the numbers as CSV tables, which replace earlier ones and nothing else; None writes none.
 
     Returns:
         The path of the file.
 
     Raises:
-        OutputError: the file cannot be written (checked before any computation).
+        OutputError: a file cannot be written, or one stands there that is no report or table of ours (checked before
+            any computation).
         StageError: a head that the model does not have, or a capture that holds no loss.
         InputError: the captures to compare differ in layers or heads.
     """

@@ -7,12 +7,24 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import OutputError
-from interp.common.files import write_text
+from interp.common.files import Ours, check_writable, write_text
 from interp.common.words import KIND_NAME
 from interp.reporting import sentences
 from interp.reporting.findings import Analyses
-from interp.reporting.measures import as_text
+from interp.reporting.measures import ORDER, as_text
+
+# The columns of each table; one of heads leaves out those that a capture cannot give. A file is known by them.
+_COLUMNS = {
+    "heads": ",".join(("layer", "head", *ORDER, "layer_type")),
+    "distances": "layer,head,distance_bin,attention_mean,attention_share,attention_value_mean,attention_value_share,"
+    "score_mean,score_min,score_max,count,window,first_distance,last_distance",
+    "ranges": "layer,head,stage,score_min,score_max,score_mean,score_std,bound,utilisation,q_norm,k_norm,stage_label,"
+    "layer_type",
+    "loss": "position_bin,loss_mean,loss_stderr,count,first_position,last_position",
+    "variants": "layer,head,variant,min,max,mean,std,kurtosis,bound,utilisation,float16_headroom,sharpness_cap",
+}
 
 
 @dataclass(frozen=True)
@@ -71,16 +83,18 @@ def head_table(metrics: Sequence[xr.DataArray], layer_types: Sequence[str]) -> T
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder, made if it is not there.
+    """The folder, made if it is not there, once it is sure that the tables would replace nothing but earlier tables.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be made, or holds a file of a table's name that is no such table.
     """
-    place = Path(folder)
+    place = checks.path("csv", folder, error=OutputError)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write tables to {str(folder)!r}: {error.strerror}; choose another folder") from None
+    for name in _COLUMNS:
+        check_writable(place / f"{name}.csv", _is_table(name))
     return place
 
 
@@ -88,7 +102,7 @@ def write_tables(found: Analyses, folder: str | Path) -> list[Path]:
     """Write the numbers behind the report as CSV: heads, distances, ranges, and loss where there is one.
 
     Raises:
-        OutputError: the folder cannot be made or a file in it cannot be written.
+        OutputError: the folder cannot be made, or a file in it cannot be written or is not ours to replace.
     """
     place = check_folder(folder)
     heads = xr.Dataset({str(values.name): values for values in found.metrics})
@@ -104,5 +118,22 @@ def write_tables(found: Analyses, folder: str | Path) -> list[Path]:
     written = []
     for name, data in tables.items():
         frame = data.drop_vars([c for c in data.coords if c not in data.dims]).to_dataframe().reset_index()
-        written.append(write_text(place / f"{name}.csv", frame.to_csv(index=False)))
+        written.append(write_text(place / f"{name}.csv", frame.to_csv(index=False), _is_table(name)))
     return written
+
+
+def _is_table(name: str) -> Ours:
+    """Tells whether a file is this table: it has its columns, in their order, those that every one has at both ends."""
+    known = _COLUMNS[name].split(",")
+
+    def is_table(path: Path) -> bool:
+        try:
+            with path.open("rb") as file:
+                columns = file.readline(4096).decode().rstrip("\r\n").split(",")
+        except (OSError, ValueError):
+            return False
+        rest = iter(known)
+        ends = columns[:3] == known[:3] and columns[-1] == known[-1]
+        return ends and all(column in rest for column in columns)
+
+    return is_table

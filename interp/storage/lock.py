@@ -20,7 +20,7 @@ def locked(directory: Path) -> Iterator[None]:
         CaptureBusyError: somebody else holds it.
         OSError: the directory is not writable.
     """
-    handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
         try:
             _take(handle)

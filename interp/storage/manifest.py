@@ -1,23 +1,36 @@
-"""manifest.json: what a capture on disk is of, which of its files are finished, and what each must be."""
+"""manifest.json: what a capture on disk is of, which of its files are finished, and what each must be.
+
+This version writes format 2 and reads 1 and 2. Format 2 says more of what a reader must understand, so that a capture
+can come to hold more without being misread:
+
+- ``parts``: for each layer the names of all tensors that its file holds, now or once it is finished: ``q.{stage}``,
+  ``k.{stage}`` and ``v``. A reader that meets another name (``grad.z``, say) refuses.
+- ``documents``: where documents begin that were packed into one row; null is one document.
+- ``padding``: which tokens are padding; null is none. A reader that knows neither refuses what is not null.
+- ``extras``: anything else, by name: ``{"optional": true, …}`` may be passed over, and is kept when the capture is gone
+  on with; without ``"optional": true`` a reader that does not know the name refuses. So it does every further key.
+"""
 
 import hashlib
 import json
 import re
+import stat
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hooks.errors import CaptureDamagedError, CaptureError, OutputError
+from hooks.errors import CaptureDamagedError, CaptureError
 from interp.common.files import replace_file
-from interp.storage.tensor_files import FileRecord, info_from_text, info_to_text
+from interp.storage.tensor_files import REMEDY, FileRecord, cannot_read, info_from_text, info_to_text
 from interp.tensors.stages import STAGES, STEPS
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 TOKENS, TOKEN_STRINGS = "tokens.safetensors", "tokens.json"
 CONSTANTS, LOSS = "constants.safetensors", "loss.safetensors"
 _NAMES = re.compile(r"(tokens|constants|loss)\.safetensors|tokens\.json|(layer|resume)_\d{3,6}\.safetensors", re.ASCII)
 _MAX_BYTES = 64 * 2**20
+_LARGEST = 1e300
 _MAX_LAYERS = 100_000  # before anything is sized by a number that a file names
 
 
@@ -40,6 +53,11 @@ class LayerRecord:
     spec: dict[str, Any]
     attention_factor: float
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the tensors that the layer's file holds."""
+        return (*(f"{x}.{stage}" for x in "qk" for stage in self.stages), "v")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -59,6 +77,7 @@ class Manifest:
         forced: environments that the capture went on in by force, each with the block it began at.
         files: every finished file.
         loss: whether the loss is part of it.
+        extras: what else it holds, of which nothing here need be known.
     """
 
     model_id: str
@@ -74,6 +93,12 @@ class Manifest:
     forced: tuple[dict[str, Any], ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
     loss: bool = True
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        """Type of the model's weights as it ran; a model that was cast has another one than its configuration."""
+        return self.provenance.get("settings", {}).get("dtype", "")
 
     @property
     def is_complete(self) -> bool:
@@ -100,10 +125,19 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Put the manifest in place of the one before.
 
     Raises:
+        OutputError: what stands there is no manifest.
         OSError: it cannot be written; the one before still stands.
     """
     body = _to_json(manifest)
-    replace_file(directory / MANIFEST, [_encode({**body, "sha256": _signature(body)})])
+    replace_file(directory / MANIFEST, [_encode({**body, "sha256": _signature(body)})], is_manifest)
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a capture's manifest, of any version."""
+    try:
+        return _is_signed(_json_object(path))
+    except (CaptureError, OSError):
+        return False
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -114,36 +148,75 @@ def read_manifest(directory: Path) -> Manifest:
         CaptureDamagedError: the manifest is no JSON, was changed, or says what no capture can be.
     """
     path = directory / MANIFEST
-    body = _read_json(directory, path)
-    version = body.get("format")
+    try:
+        body = _json_object(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CaptureError(f"there is no capture in {str(directory)!r}: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    version, signature = body.get("format"), body.pop("sha256", None)
+    if version is None and signature is None:
+        raise CaptureError(f"there is no capture in {str(directory)!r}: ropescope did not write its {MANIFEST}")
     if type(version) is int and version > FORMAT:
         raise CaptureError(
             f"{path} has format {version}, and this version of ropescope reads up to {FORMAT}: update ropescope"
         )
-    signature = body.pop("sha256", None)
-    if version != FORMAT or signature != _signature(body):
+    if type(version) is not int or version < 1 or signature != _signature(body):
         raise _damaged(path, "it was changed after it was written")
     try:
-        return _from_json(body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        manifest = _from_json(body)
+        unknown = [] if version == 1 else _unknown(body, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from None
+    if unknown:
+        raise CaptureError(
+            f"the capture in {str(directory)!r} holds {', '.join(unknown)}, which this version of ropescope does not "
+            "read: update ropescope"
+        )
+    return manifest
 
 
-def _read_json(directory: Path, path: Path) -> dict[str, Any]:
-    """The JSON object in a file that may be anything."""
+def _json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that may be anything, also a device that never ends."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise _damaged(path, "it is no regular file")
+    if found.st_size > _MAX_BYTES:
+        raise _damaged(path, f"it is larger than {_MAX_BYTES:,} bytes")
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise _damaged(path, f"it is larger than {_MAX_BYTES:,} bytes")
-        body = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise CaptureError(f"there is no capture in {str(directory)!r}: it has no {MANIFEST}") from None
-    except OSError as error:
-        raise OutputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        body = json.loads(path.read_bytes(), parse_constant=_no_nan)
     except (ValueError, RecursionError):
         raise _damaged(path, "it is no JSON") from None
     if not isinstance(body, dict):
         raise _damaged(path, "it is no JSON object")
     return body
+
+
+def _no_nan(word: str) -> float:
+    """Infinity as a number; NaN, which is none, as an error."""
+    if word == "NaN":
+        raise ValueError("NaN is no number")
+    return float(word)
+
+
+def _is_signed(body: dict[str, Any]) -> bool:
+    """Whether an object is a manifest by its form, whatever became of it since."""
+    return type(body.get("format")) is int and isinstance(body.get("sha256"), str)
+
+
+def _unknown(body: dict[str, Any], manifest: Manifest) -> list[str]:
+    """What a manifest says that its capture holds and this version would not see; raises where parts are missing."""
+    found = [name for name in ("documents", "padding") if body[name] is not None]
+    found += [name for name, extra in manifest.extras.items() if extra.get("optional") is not True]
+    if sorted(body["parts"]) != sorted(map(str, manifest.layers)):
+        raise ValueError("its parts are not those of its layers")
+    for layer, record in manifest.layers.items():
+        parts = _texts(body["parts"][str(layer)])
+        if missing := [name for name in record.parts if name not in parts]:
+            raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
+        found += [name for name in parts if name not in record.parts]
+    found += [name for name in body if name not in _to_json(manifest)]
+    return list(dict.fromkeys(found))
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -162,7 +235,8 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         }
         for name, record in sorted(manifest.files.items())
     }
-    return body
+    body["parts"] = {str(layer): list(record.parts) for layer, record in manifest.layers.items()}
+    return {**body, "documents": None, "padding": None}
 
 
 def _from_json(body: dict[str, Any]) -> Manifest:
@@ -170,7 +244,8 @@ def _from_json(body: dict[str, Any]) -> Manifest:
     n_layers = _whole(body["config"]["n_layers"], 1, _MAX_LAYERS)
     for name in ("n_heads", "n_ctx", "d_model", "d_head"):
         _whole(body["config"][name], 1, 2**40)
-    layers = {_whole(int(layer), 0, n_layers - 1): _layer(record) for layer, record in body["layers"].items()}
+    heads = body["config"]["n_heads"]
+    layers = {_whole(int(layer), 0, n_layers - 1): _layer(record, heads) for layer, record in body["layers"].items()}
     manifest = Manifest(
         model_id=_text(body["model_id"]),
         config=body["config"],
@@ -188,7 +263,10 @@ def _from_json(body: dict[str, Any]) -> Manifest:
         forced=tuple(body["forced"]),
         files={_file_name(name): _record(record) for name, record in body["files"].items()},
         loss=_flag(body.get("loss", True)),  # captures that were written before it could be left out have one
+        extras={_text(name): dict(extra) for name, extra in body.get("extras", {}).items()},
     )
+    if not layers:
+        raise ValueError("it has no layer")
     needed = {TOKENS, TOKEN_STRINGS, CONSTANTS, *map(layer_file, manifest.finished_layers)}
     needed |= set() if manifest.is_complete else {resume_file(manifest.blocks_run)} if manifest.blocks_run else set()
     if missing := sorted(needed - set(manifest.files)):
@@ -198,18 +276,21 @@ def _from_json(body: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _layer(record: dict[str, Any]) -> LayerRecord:
+def _layer(record: dict[str, Any], n_heads: int) -> LayerRecord:
     """One layer's record, checked."""
-    factor, spec = record["attention_factor"], record["spec"]
-    numbers = [factor, spec["scale"], spec["softcap"] or 1.0, *(spec["alibi_slopes"] or [])]
-    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(spec["causal"], bool):
-        raise ValueError("a layer's constants are not what a layer has")
+    spec, slopes = record["spec"], record["spec"]["alibi_slopes"]
+    _positive(spec["scale"])
+    _flag(spec["causal"])
+    if spec["softcap"] is not None:
+        _positive(spec["softcap"])
     if spec["window"] is not None:
         _whole(spec["window"], 1, 2**40)
+    if slopes is not None and len([_number(slope) for slope in slopes]) != n_heads:
+        raise ValueError("a layer's ALiBi slopes are not one a head")
     stages = _names(record["stages"], STAGES)
-    if not stages or stages[-1] != "final":
-        raise ValueError("a layer lacks its final q and k")
-    return LayerRecord(_names(record["steps"], STEPS), stages, spec, float(factor))
+    if not stages or stages[-1] != "final" or len(set(stages)) < len(stages):
+        raise ValueError("a layer lacks its final q and k, or has a stage twice")
+    return LayerRecord(_names(record["steps"], STEPS), stages, spec, _positive(record["attention_factor"]))
 
 
 def _record(record: dict[str, Any]) -> FileRecord:
@@ -232,6 +313,20 @@ def _whole(value: object, low: int, high: int) -> int:
     return value
 
 
+def _number(value: object) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        raise ValueError(f"{str(value)[:40]} is no number that a layer has")
+    return float(value)
+
+
+def _positive(value: object) -> float:
+    """A finite number above 0."""
+    if _number(value) <= 0:
+        raise ValueError(f"{value} is not above 0")
+    return _number(value)
+
+
 def _flag(value: object) -> bool:
     """True or False."""
     if not isinstance(value, bool):
@@ -248,9 +343,16 @@ def _text(value: object) -> str:
 
 def _names(value: object, known: tuple[str, ...]) -> tuple[str, ...]:
     """A list of known names."""
-    if not isinstance(value, list) or any(name not in known for name in value):
+    if any(name not in known for name in _texts(value)):
         raise ValueError(f"{value!r} is no list of {', '.join(known)}")
-    return tuple(value)
+    return _texts(value)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """A list of strings."""
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is no list")
+    return tuple(map(_text, value))
 
 
 def _signature(body: dict[str, Any]) -> str:
@@ -265,6 +367,4 @@ def _encode(body: dict[str, Any]) -> bytes:
 
 def _damaged(path: Path, why: str) -> CaptureDamagedError:
     """The error for a manifest that cannot be trusted."""
-    return CaptureDamagedError(
-        f"{path} is damaged ({why}); copy it again from where it is whole, or delete the capture and capture again"
-    )
+    return CaptureDamagedError(f"{path} is damaged ({why}); {REMEDY}")

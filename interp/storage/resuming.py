@@ -10,8 +10,10 @@ from hooks.config.comparing import differing_settings
 from hooks.errors import CaptureError, RopescopeError
 from interp.recording.plan import DEFAULT_STAGES, CapturePlan, plan_capture
 from interp.storage.manifest import TOKENS, Manifest
+from interp.storage.own_files import SOURCE
 from interp.storage.reading import CaptureFiles, config_of
-from interp.storage.writing import SOURCE
+
+_LONGEST = 2**20
 
 
 def plan_rest(directory: Path, manifest: Manifest, model: HookedTransformer | AttachedTransformer) -> CapturePlan:
@@ -26,17 +28,25 @@ def load_model(directory: Path, manifest: Manifest) -> HookedTransformer:
     """The model of a capture, from where it was loaded before, under the settings that it was captured with."""
     again = f"resume it in Python, with the same model: capture(model, tokens, path={str(directory)!r})"
     try:
-        source = json.loads((directory / SOURCE).read_bytes())["model"]
-    except (OSError, ValueError, KeyError, TypeError):
+        source = json.loads(_text_of(directory / SOURCE))["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         source = None
     if not isinstance(source, str):
         raise CaptureError(f"nothing says where the model {manifest.model_id!r} was loaded from; {again}")
     cfg = config_of(directory, manifest)
     try:
-        model = HookedTransformer.from_pretrained(source, dtype=cfg.dtype, device=manifest.environment.get("device"))
+        dtype, device = manifest.dtype or cfg.dtype, manifest.environment.get("device")
+        model = HookedTransformer.from_pretrained(source, dtype=dtype, device=device)
         return _under_settings(model, cfg)
     except RopescopeError as error:
         raise CaptureError(f"cannot load the model {source!r} again ({error}); {again}") from None
+
+
+def _text_of(path: Path) -> bytes:
+    """A small regular file."""
+    if not path.is_file() or path.stat().st_size > _LONGEST:
+        raise ValueError
+    return path.read_bytes()
 
 
 def _under_settings(model: HookedTransformer, cfg: HookedTransformerConfig) -> HookedTransformer:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -12,17 +13,20 @@ import numpy as np
 import torch
 import xarray as xr
 
-from hooks.errors import CaptureDamagedError, CaptureWarning
-from interp.common.files import TEMPORARY
+from hooks.errors import CaptureDamagedError, CaptureError, CaptureWarning
+from interp.common.files import TEMPORARY, remove_file
 from interp.common.schema import digest
 from interp.measure.schema import VARIABLES
-from interp.storage.tensor_files import read_note, read_tensor, write_tensors
+from interp.storage.own_files import is_begun
+from interp.storage.tensor_files import MARK, read_header, read_note, read_tensor, write_tensors
 
 DIRECTORY = "statistics"
 # Statistics of another version, or of variables described otherwise, are not reused. Count up when a number changes
 # its meaning while its description stays.
 VERSION = 1
 _STALE_SECONDS = 3600
+_NAME = re.compile(r"layer_\d{3,6}_[0-9a-f]{16}\.safetensors", re.ASCII)
+_NOTED = ["key", "variables", "attrs", "sha256", "signature"]
 
 
 class StatisticsStore:
@@ -44,7 +48,7 @@ class StatisticsStore:
             return None
         try:
             return read_dataset(path, key)
-        except CaptureDamagedError as error:
+        except CaptureError as error:
             warnings.warn(f"{error}; computing them again", CaptureWarning, stacklevel=3)
             return None
 
@@ -69,15 +73,17 @@ class StatisticsStore:
         """Delete what a killed process was writing; several may write at once, so only what is old."""
         for left in self._directory.glob(TEMPORARY):
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                left.unlink(missing_ok=True)
+                remove_file(left, is_begun)
 
     def damaged(self) -> list[str]:
         """Every kept file that is not what it was, in words; reads all of them."""
         problems = []
         for path in sorted(self._directory.glob("*.safetensors")):
+            if not _NAME.fullmatch(path.name):
+                continue  # somebody's own
             try:
                 read_dataset(path)
-            except CaptureDamagedError as error:
+            except CaptureError as error:
                 problems.append(str(error))
         return problems
 
@@ -93,6 +99,7 @@ def write_dataset(path: Path, dataset: xr.Dataset, key: str = "") -> None:
     """Write a Dataset of numbers, booleans and texts to one safetensors file: tensors as data, the rest as JSON.
 
     Raises:
+        OutputError: something stands there that is none of ours.
         OSError: it cannot be written.
         TypeError: an attribute is not JSON, or a variable of a type that is neither number, boolean nor text.
     """
@@ -105,7 +112,19 @@ def write_dataset(path: Path, dataset: xr.Dataset, key: str = "") -> None:
         about = {"name": name, "dims": variable.dims, "coord": name in dataset.coords, "attrs": variable.attrs}
         variables.append({**about, "dtype": values.dtype.str, "texts": texts})
     note = {"key": key, "variables": variables, "attrs": dataset.attrs, "sha256": _digest(tensors)}
-    write_tensors(path, tensors, json.dumps({**note, "signature": _signature(note)}))
+    text = json.dumps({**note, "signature": _signature(note)})
+    write_tensors(path, tensors, text, kind="statistics", ours=is_statistics)
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether `write_dataset` wrote a file, this version's or one without the mark; it need not be whole."""
+    found = read_header(path)
+    if found is None:
+        return False
+    try:
+        return found[2].get(MARK) == "statistics" or list(json.loads(found[2]["note"])) == _NOTED
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
 
 
 def read_dataset(path: Path, key: str | None = None) -> xr.Dataset:
@@ -113,6 +132,7 @@ def read_dataset(path: Path, key: str | None = None) -> xr.Dataset:
 
     Raises:
         CaptureDamagedError: the file is not whole, changed since, or kept under another key.
+        CaptureError: it may not be read.
     """
     try:
         note = json.loads(read_note(path))
@@ -122,7 +142,7 @@ def read_dataset(path: Path, key: str | None = None) -> xr.Dataset:
         if signature != _signature(note) or note["sha256"] != _digest(tensors) or key not in (None, note["key"]):
             raise CaptureDamagedError(f"{path} was changed after it was written")
         return _dataset(note, tensors)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CaptureDamagedError(f"{path} does not hold statistics ({type(error).__name__})") from None
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks import checks
 from hooks.config.comparing import differing_settings
 from hooks.errors import CaptureError, CaptureMismatchError, OutputError
-from interp.common.files import TEMPORARY, sync_directory
+from interp.common.files import TEMPORARY, check_own, is_own, remove_file, replace_file, sync_directory
 from interp.recording.constants import layer_constants
 from interp.recording.plan import CapturePlan
 from interp.recording.provenance import environment, token_hash, weight_hash
@@ -24,12 +26,13 @@ from interp.recording.run import run_blocks
 from interp.storage import manifest as names
 from interp.storage.lock import LOCK, locked
 from interp.storage.manifest import LayerRecord, Manifest, layer_file, read_manifest, resume_file, write_manifest
+from interp.storage.own_files import SOURCE, OwnFiles, has_json_mark, marked_json
 from interp.storage.reading import CaptureFiles, constants_tensors, spec_values
-from interp.storage.tensor_files import write_bytes, write_tensors
+from interp.storage.tensor_files import FileRecord, write_bytes, write_tensors
 
-# What only a resumed run needs goes away with the end of it; so a finished capture names no path of this machine.
-SOURCE = "source.json"
+# All that may stand in a directory where a capture was begun and has no manifest yet.
 _OURS = (LOCK, SOURCE, names.TOKENS, names.TOKEN_STRINGS, names.CONSTANTS)
+_STREAM = re.compile(r"resume_\d{3,6}\.safetensors", re.ASCII)
 
 
 class Watch(Protocol):
@@ -66,20 +69,22 @@ def write_capture(
         CaptureError: the path holds something else.
         OutputError: it cannot be written, or would not fit on the disk. What is finished stays, to be resumed.
     """
-    directory = Path(path)
-    wanted = _manifest_of(plan)
+    directory = checks.path("path", path, error=OutputError)
     with _system_errors_named(directory):
-        if names.MANIFEST in _entries(directory):
+        own = OwnFiles(plan.n_tokens, plan.model.cfg.d_model, json.dumps(_source_of(plan)).encode())
+        _entries(directory, own)  # before the weights are read to tell one model from another
+        wanted = _manifest_of(plan)
+        if names.MANIFEST in _entries(directory, own):
             found = read_manifest(directory)
             _check_same(directory, found, wanted)
-            if found.is_complete and not _leftovers(directory, found):
+            if found.is_complete and not _leftovers(directory, found, own):
                 return
         else:
             _check_room(directory, plan.n_bytes + 2 * plan.stream_bytes)
             directory.mkdir(exist_ok=True)
             sync_directory(directory.absolute().parent)
         with locked(directory):
-            CaptureWriter(directory, plan, wanted, force=force, watch=watch).run()
+            CaptureWriter(directory, plan, wanted, own, force=force, watch=watch).run()
 
 
 class CaptureWriter:
@@ -94,12 +99,13 @@ class CaptureWriter:
         directory: Path,
         plan: CapturePlan,
         wanted: Manifest,
+        own: OwnFiles,
         *,
         force: bool,
         watch: Watch | None,
     ):
-        self.directory, self.plan, self.manifest, self.watch = directory, plan, wanted, watch
-        if names.MANIFEST in _entries(directory):  # written by a process that held the lock until now
+        self.directory, self.plan, self.manifest, self.own, self.watch = directory, plan, wanted, own, watch
+        if names.MANIFEST in _entries(directory, own):  # written by a process that held the lock until now
             self.manifest = read_manifest(directory)
             _check_same(directory, self.manifest, wanted)
             self._continue(force=force)
@@ -118,21 +124,23 @@ class CaptureWriter:
         if self.watch is not None:
             self.watch.start()
         loss = run_blocks(self.plan, self, start, resid)
-        record = write_tensors(self.directory / names.LOSS, {"loss": loss})
-        self._finish(self.manifest.blocks_run, {names.LOSS: record})
+        self._finish(self.manifest.blocks_run, {names.LOSS: self._write(names.LOSS, {"loss": loss})})
 
     def put(self, layer: int, tensors: dict[str, Tensor], resid: Float[Tensor, "1 pos d_model"]) -> None:
         """Write what was kept of a block and the residual stream after it; then the manifest."""
         written = {layer_file(layer): tensors} if tensors else {}
         written[resume_file(layer + 1)] = {"residual": resid}
-        self._finish(layer + 1, {name: write_tensors(self.directory / name, x) for name, x in written.items()})
+        self._finish(layer + 1, {name: self._write(name, x) for name, x in written.items()})
         if self.watch is not None:
             self.watch.finished(layer)
 
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> FileRecord:
+        """Write one file of tensors, in the place of nothing but our own."""
+        return write_tensors(self.directory / name, tensors, ours=self.own)
+
     def _begin(self) -> None:
         """Write all that is known before the model runs."""
-        source = getattr(self.plan.model, "loaded_from", None)  # an attached model came from somewhere else
-        write_bytes(self.directory / SOURCE, json.dumps({"model": source}).encode())
+        self._write_source()
         tokens = self.plan.tokens[0].cpu()
         constants = {n: layer_constants(self.plan.model, n, self.plan.n_tokens) for n in self.plan.steps}
         weights = {name: x for n, found in constants.items() for name, x in constants_tensors(n, found).items()}
@@ -144,21 +152,30 @@ class CaptureWriter:
                 for n, record in self.manifest.layers.items()
             },
         )
+        texts = marked_json("tokens", strings)
         records = {
-            names.TOKENS: write_tensors(
-                self.directory / names.TOKENS, {"tokens": tokens, "positions": torch.arange(len(tokens))}
-            ),
-            names.TOKEN_STRINGS: write_bytes(self.directory / names.TOKEN_STRINGS, json.dumps(strings).encode()),
-            names.CONSTANTS: write_tensors(self.directory / names.CONSTANTS, weights),
+            names.TOKENS: self._write(names.TOKENS, {"tokens": tokens, "positions": torch.arange(len(tokens))}),
+            names.TOKEN_STRINGS: write_bytes(self.directory / names.TOKEN_STRINGS, texts, self.own),
+            names.CONSTANTS: self._write(names.CONSTANTS, weights),
         }
         self._finish(0, records)
 
+    def _write_source(self) -> None:
+        """Write where the model came from: only a resumed run needs it, and it goes away with the end of the run."""
+        replace_file(self.directory / SOURCE, [marked_json("source", _source_of(self.plan))], self.own)
+
     def _continue(self, *, force: bool) -> None:
-        """Make sure that what is finished is whole, and that the rest will fit it bit by bit."""
+        """Make sure that what is finished is whole, that the rest will fit it bit by bit, and that it has its place."""
         CaptureFiles(self.directory, self.manifest).check()
         self._remove_leftovers()
         if self.manifest.is_complete:
             return
+        ran, every = self.manifest.blocks_run, range(self.manifest.n_blocks + 1)
+        to_come = [*(layer_file(n) for n in self.plan.steps if n >= ran), *map(resume_file, every[ran:]), names.LOSS]
+        for name in to_come:
+            check_own(self.directory / name, self.own)
+        if (self.directory / SOURCE).is_file() and self.own(self.directory / SOURCE):
+            self._write_source()  # an earlier version's carries no mark
         left = sum(self.plan.layer_bytes(n) for n in self.plan.steps if n >= self.manifest.blocks_run)
         _check_room(self.directory, left + 2 * self.plan.stream_bytes)
         begun, now = self.manifest.environment, environment(self.plan.model)
@@ -175,7 +192,7 @@ class CaptureWriter:
         went_on = {"from_block": self.manifest.blocks_run, **now}
         self.manifest = replace(self.manifest, forced=(*self.manifest.forced, went_on))
 
-    def _finish(self, blocks_run: int, records: dict) -> None:
+    def _finish(self, blocks_run: int, records: dict[str, FileRecord]) -> None:
         """Name finished files in the manifest; only then may those before them go."""
         self.manifest = self.manifest.after(blocks_run, records)
         write_manifest(self.directory, self.manifest)
@@ -183,7 +200,7 @@ class CaptureWriter:
 
     def _remove_leftovers(self) -> None:
         """Delete files of ours that the manifest does not name."""
-        _remove(self.directory, _leftovers(self.directory, self.manifest))
+        _remove(self.directory, _leftovers(self.directory, self.manifest, self.own), self.own)
 
 
 def tidy(directory: Path) -> None:
@@ -195,17 +212,21 @@ def tidy(directory: Path) -> None:
     """
     with _system_errors_named(directory):
         manifest = read_manifest(directory)
-        if manifest.is_complete and _leftovers(directory, manifest):
+        own = OwnFiles(manifest.n_tokens, manifest.config["d_model"])
+        if manifest.is_complete and _leftovers(directory, manifest, own):
             with locked(directory):
-                _remove(directory, _leftovers(directory, manifest))
+                _remove(directory, _leftovers(directory, manifest, own), own)
 
 
-def _remove(directory: Path, leftovers: list[str]) -> None:
+def _remove(directory: Path, leftovers: list[str], own: OwnFiles) -> None:
     """Delete these files of a directory, for good."""
-    for name in leftovers:
-        (directory / name).unlink(missing_ok=True)
-    if leftovers:
+    if [name for name in leftovers if remove_file(directory / name, own)]:
         sync_directory(directory)
+
+
+def _source_of(plan: CapturePlan) -> dict[str, str | None]:
+    """Where the model of a plan was loaded from; an attached one came from somewhere else."""
+    return {"model": getattr(plan.model, "loaded_from", None)}
 
 
 def _manifest_of(plan: CapturePlan) -> Manifest:
@@ -234,9 +255,12 @@ def model_id(model: Any) -> str:
 
 def _check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
     """Raise a CaptureMismatchError that says in what the capture at a path differs from the one asked for."""
-    settings = differing_settings(wanted.config, found.config)
+    # The weights' own type counts, not the configuration's: a cast changes the first alone.
+    settings = [name for name in differing_settings(wanted.config, found.config) if name != "dtype"]
     different = [f"{key} {found.config.get(key)!r} there, {wanted.config.get(key)!r} here" for key in settings[:3]]
-    if not settings and found.weights != wanted.weights:
+    if found.dtype != wanted.dtype:
+        different.append(f"weights of {found.dtype} there, of {wanted.dtype} here")
+    elif not settings and found.weights != wanted.weights:
         different.append(f"other weights ({found.model_id} there, {wanted.model_id} here)")
     if found.tokens != wanted.tokens:
         different.append(f"another text ({found.n_tokens:,} tokens there, {wanted.n_tokens:,} here)")
@@ -249,19 +273,19 @@ def _check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
         different.append("with its loss there, without here" if found.loss else "without its loss there, with it here")
     if different:
         raise CaptureMismatchError(
-            f"the capture in {str(directory)!r} is another one: {'; '.join(different)}; "
-            "choose another path, or delete it"
+            f"the capture in {str(directory)!r} is another one: {'; '.join(different)}; choose another path"
         )
 
 
-def _entries(directory: Path) -> set[str]:
+def _entries(directory: Path, own: OwnFiles) -> set[str]:
     """Names in a directory that may not be there; raises a CaptureError for one that somebody else uses."""
-    if not directory.exists() and not directory.is_symlink():
+    if not os.path.lexists(directory):
         return set()
     if not directory.is_dir():
         raise CaptureError(f"{str(directory)!r} is a file, and a capture is a directory: choose another path")
     found = set(os.listdir(directory))
-    foreign = sorted(n for n in found if n not in _OURS and not Path(n).match(TEMPORARY))
+    expected = {n for n in found if n in _OURS or Path(n).match(TEMPORARY)}
+    foreign = sorted(n for n in found if n not in expected or not is_own(directory / n, own))
     if names.MANIFEST not in found and foreign:
         raise CaptureError(
             f"{str(directory)!r} is no capture and not empty (it holds {', '.join(foreign[:3])}): choose another path"
@@ -269,14 +293,14 @@ def _entries(directory: Path) -> set[str]:
     return found
 
 
-def _leftovers(directory: Path, manifest: Manifest) -> list[str]:
+def _leftovers(directory: Path, manifest: Manifest, own: OwnFiles) -> list[str]:
     """Files of ours that a killed run left, and the source once it is of no more use."""
-    ours = {*map(layer_file, manifest.layers), names.LOSS}
+    layers = {*map(layer_file, manifest.layers), names.LOSS}
     found = []
     for name in os.listdir(directory):
-        stream = name.startswith("resume_") and name.endswith(".safetensors")
-        spent = name == SOURCE and manifest.is_complete
-        if (name not in manifest.files and (name in ours or stream)) or spent or Path(name).match(TEMPORARY):
+        left = name not in manifest.files and (name in layers or _STREAM.fullmatch(name) or Path(name).match(TEMPORARY))
+        spent = name == SOURCE and manifest.is_complete and has_json_mark(directory / name, "source")
+        if spent or (left and is_own(directory / name, own)):
             found.append(name)
     return sorted(found)
 

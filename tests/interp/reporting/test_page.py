@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import stat
 from html.parser import HTMLParser
 
 import numpy as np
@@ -20,7 +19,6 @@ from interp.analyses.position.sinks import first_token_mass
 from interp.analyses.scores.by_stage import stage_ranges
 from interp.captures import capture
 from interp.common.binning import bin_distances
-from interp.common.files import check_writable, write_text
 from interp.reporting.page import report
 from interp.reporting.sentences import number
 
@@ -212,6 +210,44 @@ def test_tables_are_written(cap, tmp_path):
         report(cap, tmp_path / "r.html", csv=tmp_path / "file")
 
 
+TABLES = ("heads", "distances", "ranges", "variants", "loss")
+
+
+def test_a_report_and_its_tables_replace_earlier_ones(cap, tmp_path):
+    """Also of other heads, and of a capture that gives fewer numbers a head."""
+    page, tables = tmp_path / "r.html", tmp_path / "tables"
+    report(cap, page, csv=tables)
+    report(captured(31, qk_norm=None), page, csv=tables)
+    assert len(pd.read_csv(tables / "loss.csv")) < len(cap.loss)
+    report(cap, page, csv=tables, heads=[1])
+    assert set(pd.read_csv(tables / "heads.csv")["head"]) == {1}
+    before = page.read_text(encoding="utf-8")
+    # As it was written before there was a mark.
+    page.write_text(before.replace('<meta name="generator" content="ropescope">\n', ""), encoding="utf-8")
+    report(cap, page, heads=[1])
+    assert page.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("mine", ["my training log", "layer,head,entropy\n0,0,1\n", "", "step,loss\n1,2\n"])
+def test_nobodys_table_is_replaced(cap, tmp_path, monkeypatch, name, mine):
+    monkeypatch.setattr("interp.reporting.page.analyse", None)  # refused before anything is computed
+    (tmp_path / f"{name}.csv").write_text(mine)
+    with pytest.raises(OutputError, match=f"{name}.csv' is there already and ropescope did not write it"):
+        report(cap, tmp_path / "r.html", csv=tmp_path)
+    assert (tmp_path / f"{name}.csv").read_text() == mine
+    assert os.listdir(tmp_path) == [f"{name}.csv"]
+
+
+@pytest.mark.parametrize("mine", ["", "<html><head><title>My notes · ropescope</title></head>", "<!DOCTYPE html>\n"])
+def test_nobodys_page_is_replaced(cap, tmp_path, monkeypatch, mine):
+    monkeypatch.setattr("interp.reporting.page.analyse", None)
+    (tmp_path / "r.html").write_text(mine, encoding="utf-8")
+    with pytest.raises(OutputError, match=r"ropescope did not write it.*give another name, or move it away"):
+        report(cap, tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text(encoding="utf-8") == mine
+
+
 def test_provenance_is_printed(cap, source):
     text = " ".join(" ".join(Page(source).text).split())
     for section in cap.provenance.values():
@@ -294,29 +330,3 @@ def test_first_token_mass_by_hand(cap):
         pattern = dense_pattern(dense_scores(cap.q(layer), cap.k(layer), spec.scale, window=spec.window))
         expected = pattern[:, 1 : spec.window, 0].mean(-1)
         np.testing.assert_allclose(mass.sel(layer=layer), expected, atol=1e-5)
-
-
-def test_files_are_whole_or_absent(tmp_path, monkeypatch):
-    target = tmp_path / "r.html"
-    write_text(target, "old")
-    target.chmod(0o640)
-
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(KeyboardInterrupt):
-        write_text(target, "new")
-    monkeypatch.undo()
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["r.html"]
-    write_text(target, "new")
-    assert target.read_text() == "new"
-    assert stat.S_IMODE(target.stat().st_mode) == 0o640
-
-
-def test_places_that_cannot_be_written(tmp_path):
-    for place in (tmp_path, tmp_path / "missing" / "r.html", "/dev/null", "/proc/r.html", tmp_path / ("x" * 300)):
-        with pytest.raises(OutputError, match="cannot write"):
-            check_writable(place)
-    assert os.listdir(tmp_path) == []

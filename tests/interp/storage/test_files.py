@@ -280,13 +280,17 @@ def test_statistics_that_cannot_be_kept_are_given_all_the_same(cap, monkeypatch)
 
 def test_what_a_killed_process_left_among_the_statistics_goes_once_it_is_old(cap):
     folder = cap.path / "statistics"
-    folder.mkdir()
-    old, new = folder / ".ropescope-old.tmp", folder / ".ropescope-new.tmp"
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
+    cap.statistics(0, "rows")
+    (kept,) = folder.iterdir()
+    begun = kept.read_bytes()[:100]
+    old, new, mine = folder / ".ropescope-abcd_123.tmp", folder / ".ropescope-abcd_124.tmp", folder / ".ropescope-1.tmp"
+    for path, content in ((old, begun), (new, begun), (mine, b"mine")):
+        path.write_bytes(content)
+    for path in (old, mine):
+        os.utime(path, (0, 0))
     cap.statistics(0, "keys")
     assert not old.exists() and new.exists()
+    assert mine.read_bytes() == b"mine"
 
 
 def flip(path, at):
@@ -389,8 +393,9 @@ def test_a_flipped_byte_in_the_manifest(cap):
 
 
 def test_a_newer_version(cap):
-    with pytest.raises(CaptureError, match=r"format 2.*update ropescope"):
-        open_capture(rewritten(cap, lambda body: body.update(format=2)))
+    newer = manifest.FORMAT + 1
+    with pytest.raises(CaptureError, match=rf"format {newer}.*update ropescope"):
+        open_capture(rewritten(cap, lambda body: body.update(format=newer)))
     with pytest.raises(CaptureError, match=r"does not read.*update ropescope"):
         open_capture(rewritten(cap, lambda body: body.update(format=1) or body["config"].update(time_travel=True)))
 
