@@ -108,6 +108,15 @@ def choices(
     return tuple(dict.fromkeys(words))
 
 
+def words(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> tuple[str, ...]:
+    """One or several texts, each once, in the order given; none is allowed."""
+    several = [value] if isinstance(value, str) else value
+    found = list(several) if isinstance(several, Iterable) and not isinstance(several, bytes) else [None]
+    if any(not isinstance(each, str) or not each for each in found):
+        raise error(f"{name}={shown(value)}: give a text, or several")
+    return tuple(dict.fromkeys(found))
+
+
 def path(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> Path:
     """A path that the system can take: not empty, without a NUL."""
     try:

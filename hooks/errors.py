@@ -33,6 +33,10 @@ class TokenizerError(RopescopeError, RuntimeError):
     """Text was given to a model without a tokenizer, or the tokenizer's files cannot be read."""
 
 
+class TokenizerWarning(UserWarning):
+    """A model was loaded without its tokenizer, which cannot be read; or a text came with its own BOS."""
+
+
 class TextError(RopescopeError, ValueError):
     """The text is empty, unreadable, not UTF-8, or too short for what was asked."""
 

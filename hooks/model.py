@@ -1,7 +1,7 @@
 """HookedTransformer: a decoder whose every tensor passes a hook point, at any length."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -103,6 +103,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         qk_norm: QKNormConfig | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        ignore_config_keys: Collection[str] = (),
     ) -> "HookedTransformer":
         """Load a model, in eval mode.
 
@@ -112,15 +113,16 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             rope: run it under this schedule instead of its own; unset fields inherit (see `with_config`). None keeps
                 its own; for no rotation, ``model.with_config(rope=None)``.
             qk_norm: run it with this QK-norm instead of its own.
-            dtype: type of the weights; the source's own when None.
+            dtype: type of the weights; when None the source's: what its config says, or the widest in its files.
             device: where to put them.
+            ignore_config_keys: see `hooks.loading.sources.read_source`.
 
         Raises:
             UnknownModelError: the source cannot be found, or its family has no row in the table.
             ConfigError: the source's config has a key that its family's row does not know.
             WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged.
         """
-        checkpoint = read_source(source, dtype=dtype, device=device)
+        checkpoint = read_source(source, dtype=dtype, device=device, ignore_config_keys=ignore_config_keys)
         model = cls(checkpoint.cfg, checkpoint.tokenizer, _empty=True)
         adopt_weights(
             model, checkpoint.family, checkpoint.weights, checkpoint.where, check_finite=checkpoint.check_finite

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hooks.checks import shown
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
 from hooks.errors import ConfigError
@@ -26,7 +27,13 @@ _AT_LEAST_ONE = (
     "d_mlp",
     "n_key_value_heads",
     "window_size",
+    "d_vocab",
 )
+MOST_LAYERS = 10_000
+# More than any model has by orders of magnitude, and so little that a product of two of them is a size.
+_AT_MOST = {"n_layers": MOST_LAYERS, "d_vocab": 2**31, "n_ctx": 2**53, "window_size": 2**53}
+_WIDEST = 2**24
+_LARGEST_MATRIX = 2**40  # elements
 _ABOVE_ZERO = ("clip_qkv", "embed_scale", "logit_scale", "eps")
 _ABOVE_ZERO_OR_OFF = ("attn_scale", "attn_scores_soft_cap", "output_logits_soft_cap")
 _BOOLEANS = (
@@ -88,10 +95,11 @@ def check_each(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={settings[name]!r} must be one of {', '.join(allowed)}")
     for name in _AT_LEAST_ONE:
         value = settings[name]
-        if value is None or (name == "n_heads" and value == -1):
+        if value is None or (name in ("n_heads", "d_vocab") and value == -1 and not isinstance(value, bool)):
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+        most = _AT_MOST.get(name, _WIDEST)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ConfigError(f"{name}={shown(value)} must be a whole number of at least 1, and at most {most:,}")
     for name in _ABOVE_ZERO:
         if settings[name] is not None and not _is_positive(settings[name]):
             raise ConfigError(f"{name}={settings[name]!r} must be a finite number above 0")
@@ -130,6 +138,11 @@ def check_together(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
 def _check_heads(settings: Mapping[str, Any]) -> None:
     """Rules on heads and vocabulary."""
     heads, kv_heads = settings["n_heads"], settings["n_key_value_heads"]
+    for name, width in (("n_heads * d_head", heads * settings["d_head"]), ("d_vocab", settings["d_vocab"])):
+        if settings["d_model"] * width > _LARGEST_MATRIX:
+            raise ConfigError(
+                f"d_model={settings['d_model']:,} and {name}={width:,} make a matrix of more than 2^40 elements"
+            )
     if kv_heads is not None and heads % kv_heads:
         raise ConfigError(f"n_heads={heads} must be a multiple of n_key_value_heads={kv_heads}")
     if settings["d_vocab_out"] not in (-1, settings["d_vocab"]):

@@ -5,13 +5,15 @@ dropped in silence; what the row reads and the file leaves out is a default of t
 ``cfg.provenance``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from hooks.checks import shown, whole
 from hooks.config.rope import RopeConfig
+from hooks.config.rules import MOST_LAYERS
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, RopescopeError
 
@@ -210,19 +212,27 @@ class Family:
     nested: str | None = None
     gguf: GGUFLayout | None = None
 
-    def config(self, hf: Mapping[str, Any]) -> HookedTransformerConfig:
+    def config(self, hf: Mapping[str, Any], ignored_keys: Collection[str] = ()) -> HookedTransformerConfig:
         """Read a config.json by this row.
+
+        Args:
+            hf: the parsed file.
+            ignored_keys: keys that the row does not know and that its reader knows to change nothing.
 
         Raises:
             ConfigError: a key that the row does not know, a missing one, or a value that it cannot honour.
         """
         if self.nested:
-            hf = {**{key: value for key, value in hf.items() if key != self.nested}, **(hf.get(self.nested) or {})}
+            inner = hf.get(self.nested) or {}
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"{self.nested}={shown(inner)} in the config; it must be an object")
+            hf = {**{key: value for key, value in hf.items() if key != self.nested}, **inner}
         settings = Settings(hf, self)
         try:
+            _check_layers(settings)
             fields = {name: settings[r] if isinstance(r, str) else r(settings) for name, r in self.settings.items()}
             rope = self.rope(settings)
-            _refuse_unknown(settings)
+            _refuse_unknown(settings, ignored_keys)
             return HookedTransformerConfig(**self.fixed, **fields, rope=rope, provenance=settings.provenance)
         except RopescopeError:
             raise
@@ -234,18 +244,36 @@ class Family:
             ) from error
 
 
-def _refuse_unknown(settings: Settings) -> None:
+def _check_layers(settings: Settings) -> None:
+    """Raise for a number of layers that no model has, before anything is made for each layer."""
+    key = settings.family.settings["n_layers"]
+    if isinstance(key, str) and key in settings.raw:
+        whole(key, settings.raw[key], at_least=1, at_most=MOST_LAYERS, error=ConfigError)
+
+
+def _refuse_unknown(settings: Settings, ignored_keys: Collection[str]) -> None:
     """Raise for a key that neither the row nor the shared lists know, or a value that no code here honours."""
     family = settings.family
+    if "quantization_config" in settings.raw and "quantization_config" not in ignored_keys:
+        method = settings.raw["quantization_config"]
+        method = method.get("quant_method", method) if isinstance(method, Mapping) else method
+        raise ConfigError(
+            f"the config of this {family.model_type} model has quantization_config ({shown(method)}): its weights are "
+            "quantised, and rows need plain matrices; load an unquantised version of it, or load it with transformers "
+            "and HookedTransformer.attach(model) hooks it quantised as it is"
+        )
     for key, allowed in family.only.items():
         if settings.raw.get(key, allowed) != allowed:
             raise ConfigError(
-                f"{key}={settings.raw[key]!r}: transformers' {family.model_type} is defined for {allowed!r} only"
+                f"{key}={shown(settings.raw[key])}: transformers' {family.model_type} is defined for {allowed!r} only"
             )
     known = settings.read | BOOKKEEPING | family.ignored | set(family.only)
-    unknown = [f"{key}={value!r}" for key, value in sorted(settings.raw.items()) if key not in known]
+    unknown = {key: value for key, value in sorted(settings.raw.items()) if key not in known}
+    for key in unknown.keys() & set(ignored_keys):
+        settings.provenance[key] = f"{shown(unknown.pop(key))}: in the file, and ignored as ignore_config_keys says"
     if unknown:
+        said = ", ".join(f"{key}={shown(value)}" for key, value in unknown.items())
         raise ConfigError(
-            f"unknown key in the config of this {family.model_type} model: {', '.join(unknown)}; it may change what "
-            "the model computes, so nothing was loaded (if it does not, delete it, or add it to the row's ignored keys)"
+            f"unknown key in the config of this {family.model_type} model: {said}; it may change what the "
+            f"model computes, so nothing was loaded (if it does not: from_pretrained(…, ignore_config_keys={tuple(unknown)!r}))"
         )

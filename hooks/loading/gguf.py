@@ -1,6 +1,5 @@
 """GGUF files: their settings and dequantised weights, as a config.json and tensors under transformers' names."""
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,15 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf.gguf_reader import GGUFReader, ReaderTensor
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks.checks import number, shown, whole
 from hooks.errors import ConfigError, UnknownModelError, WeightError
 from hooks.families.family import Family
 from hooks.families.table import FAMILIES
-
-_LONG_ARRAY = 1000
+from hooks.loading.gguf_header import StoredTensor, read_header
+from hooks.loading.weights import check_sizes
 
 # config.json key ← GGUF key after the architecture's prefix.
 _KEYS = {
@@ -35,6 +34,8 @@ _KEYS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 _CHECKED = {"attention.value_length", "rope.dimension_count", "vocab_size"}
+_NUMBERS = {"attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa", "final_logit_softcapping"}
+_NEEDED = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
 _ROPE_KEYS = {"rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"}
 
 # Our parameter → the tensor, the same for every architecture.
@@ -54,27 +55,6 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-
-
-class _Reader(GGUFReader):
-    """GGUFReader that steps over long arrays: slicing a vocabulary string by string takes it 21 s."""
-
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list, list[int], list]:
-        """Parts of one value; for a long array its size in bytes and nothing else."""
-        if raw_type == gguf.GGUFValueType.ARRAY:
-            item, count = struct.unpack_from("<IQ", self.data, orig_offs)  # pyright: ignore[reportArgumentType]
-            if count > _LONG_ARRAY:
-                return 12 + self._array_bytes(orig_offs + 12, gguf.GGUFValueType(item), count), [], [], []
-        return super()._get_field_parts(orig_offs, raw_type)
-
-    def _array_bytes(self, start: int, item: gguf.GGUFValueType, count: int) -> int:
-        """Size of an array's items."""
-        if item != gguf.GGUFValueType.STRING:
-            return count * np.dtype(self.gguf_scalar_to_np[item]).itemsize
-        buffer, offset = memoryview(self.data), start  # pyright: ignore[reportArgumentType]
-        for _ in range(count):
-            offset += 8 + struct.unpack_from("<Q", buffer, offset)[0]
-        return offset - start
 
 
 @dataclass(frozen=True)
@@ -106,37 +86,35 @@ def read_gguf(path: Path, on_tensor: Callable[[int, int], None] | None = None) -
         ConfigError: it has a key that the row does not know.
         WeightError: the file is damaged, or a tensor has no place in the model.
     """
-    try:
-        reader = _Reader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if field.parts}
-    except (ValueError, IndexError, KeyError, OverflowError, struct.error, OSError) as error:
-        raise WeightError(f"{path} is not a whole GGUF file ({error}); download or copy it again") from error
-    family = _family(fields, path)
-    config, provenance = _config(fields, {t.name: t for t in reader.tensors}, family)
+    header = read_header(path)
+    family = _family(header.fields, path)
+    config, provenance = _config(header.fields, header.tensors, family)
+    places = {name: _place(tensor, family) for name, tensor in header.tensors.items()}
+    shapes = {places[name]: torch.empty(t.shape, device="meta") for name, t in header.tensors.items()}
+    check_sizes(family.config(config), family, shapes, str(path))
     weights: dict[str, Tensor] = {}
-    for done, tensor in enumerate(reader.tensors):
-        name, weight = _weight(tensor, family, config)
-        weights[name] = weight
+    for done, (name, tensor) in enumerate(header.tensors.items()):
+        weights[places[name]] = _weight(tensor, family, config)
         if on_tensor is not None:
-            on_tensor(done + 1, len(reader.tensors))
-    kinds = ", ".join(sorted({tensor.tensor_type.name for tensor in reader.tensors}))
+            on_tensor(done + 1, len(header.tensors))
+    kinds = ", ".join(sorted({tensor.kind.name for tensor in header.tensors.values()}))
     provenance["weights"] = f"dequantised to float32 from GGUF ({kinds})"
-    return GGUFModel(config, weights, provenance, "tokenizer.ggml.tokens" in reader.fields)
+    return GGUFModel(config, weights, provenance, "tokenizer.ggml.tokens" in header.fields)
 
 
 def _family(fields: Mapping[str, Any], path: Path) -> Family:
     """The row whose layout this file has."""
     arch = fields.get("general.architecture")
     rows = {row.gguf.arch: row for row in FAMILIES.values() if row.gguf}
-    if arch not in rows:
+    if not isinstance(arch, str) or arch not in rows:
         raise UnknownModelError(
-            f"{path} holds a model of architecture {arch!r}; GGUF files are read for {', '.join(rows)}"
+            f"{path} holds a model of architecture {shown(arch)}; GGUF files are read for {', '.join(rows)}"
         )
     return rows[arch]
 
 
 def _config(
-    fields: Mapping[str, Any], tensors: Mapping[str, ReaderTensor], family: Family
+    fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor], family: Family
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The file's settings as a config.json, and where those come from that it does not have."""
     assert family.gguf is not None
@@ -146,12 +124,16 @@ def _config(
     if unknown:
         raise ConfigError(
             f"unknown key in a GGUF file of architecture {family.gguf.arch}: "
-            f"{', '.join(f'{prefix}{key}={own[key]!r}' for key in unknown)}; it may change what the model computes"
+            f"{', '.join(f'{prefix}{key}={shown(own[key])}' for key in unknown)}; it may change what the model computes"
         )
+    missing = [key for key in _NEEDED if key not in own]
+    if missing:
+        raise ConfigError(f"the GGUF file lacks {', '.join(prefix + key for key in missing)}; it is not whole")
+    for key in own.keys() & (_KEYS.keys() | _CHECKED) - _NUMBERS:
+        whole(prefix + key, own[key], at_least=1, error=ConfigError)
     config = {name: own[key] for key, name in _KEYS.items() if key in own}
-    for name, value in config.items():
-        if isinstance(value, float):  # the file has float32: its shortest decimal is what was written
-            config[name] = float(str(np.float32(value)))
+    for key in own.keys() & _NUMBERS:
+        config[_KEYS[key]] = _decimal(prefix + key, own[key])
     config |= {"model_type": family.model_type, "tie_word_embeddings": "output.weight" not in tensors}
     config |= _derived(own, tensors) | _rope_scaling(own)
     provenance = {}
@@ -162,7 +144,12 @@ def _config(
     return config, provenance
 
 
-def _derived(own: Mapping[str, Any], tensors: Mapping[str, ReaderTensor]) -> dict[str, Any]:
+def _decimal(name: str, value: Any) -> float:
+    """A number that the file has in float32: its shortest decimal is what was written."""
+    return float(str(np.float32(number(name, value, error=ConfigError))))
+
+
+def _derived(own: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """What the file says in more than one place, or by the tensors that it has."""
     if "token_embd.weight" not in tensors:
         raise WeightError("token_embd.weight is missing from the GGUF file")
@@ -171,7 +158,7 @@ def _derived(own: Mapping[str, Any], tensors: Mapping[str, ReaderTensor]) -> dic
         raise ConfigError(
             f"the GGUF file has heads of sizes {sorted(sizes)} for k, v and rotation; they must be one size"
         )
-    derived: dict[str, Any] = {"vocab_size": int(tensors["token_embd.weight"].shape[-1])}
+    derived: dict[str, Any] = {"vocab_size": int(tensors["token_embd.weight"].shape[0])}
     derived |= {"head_dim": sizes.pop()} if sizes else {}
     derived["attention_bias"] = "blk.0.attn_q.bias" in tensors
     return derived | ({"mlp_bias": True} if "blk.0.ffn_up.bias" in tensors else {})
@@ -190,19 +177,22 @@ def _rope_scaling(own: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_scaling": scaling}
 
 
-def _weight(tensor: ReaderTensor, family: Family, config: Mapping[str, Any]) -> tuple[str, Tensor]:
-    """Transformers' name and the dequantised, un-permuted values of one tensor."""
-    assert family.gguf is not None
+def _place(tensor: StoredTensor, family: Family) -> str:
+    """Transformers' name of one tensor."""
     ours = _our_name(tensor.name)
     theirs = family.weights.get(ours[0]) if ours else None
     if ours is None or not isinstance(theirs, str):
         raise WeightError(f"tensor {tensor.name!r} of the GGUF file has no place in a {family.model_type} model")
+    return theirs.format(p=family.prefixes[0], i=ours[1])
+
+
+def _weight(tensor: StoredTensor, family: Family, config: Mapping[str, Any]) -> Tensor:
+    """The dequantised, un-permuted values of one tensor."""
+    assert family.gguf is not None
     try:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        values = gguf.dequantize(tensor.data, tensor.kind).astype(np.float32, copy=False)
     except (NotImplementedError, ValueError) as error:
-        raise WeightError(
-            f"tensor {tensor.name!r} cannot be dequantised from {tensor.tensor_type.name}: {error}"
-        ) from error
+        raise WeightError(f"tensor {tensor.name!r} cannot be dequantised from {tensor.kind.name}: {error}") from error
     # An unquantised tensor still is the file's own read-only pages.
     weight = torch.from_numpy(values if values.flags.writeable else values.copy())
     if family.gguf.norm_plus_one and "norm" in tensor.name:
@@ -211,8 +201,10 @@ def _weight(tensor: ReaderTensor, family: Family, config: Mapping[str, Any]) -> 
         heads = config["num_attention_heads"]
         if ".attn_k." in tensor.name:
             heads = config.get("num_key_value_heads", heads)
+        if weight.shape[0] % (2 * heads):
+            raise WeightError(f"tensor {tensor.name!r} has {weight.shape[0]} rows, which {heads} heads cannot share")
         weight = halves_from_pairs(weight, heads)
-    return theirs.format(p=family.prefixes[0], i=ours[1]), weight
+    return weight
 
 
 def _our_name(name: str) -> tuple[str, str] | None:
@@ -222,7 +214,7 @@ def _our_name(name: str) -> tuple[str, str] | None:
             return ours + name.removeprefix(theirs), ""
     parts = name.split(".")
     theirs_to_ours = {theirs: ours for ours, theirs in _LAYER.items()}
-    if len(parts) != 4 or parts[0] != "blk" or parts[2] not in theirs_to_ours:
+    if len(parts) != 4 or parts[0] != "blk" or not parts[1].isdecimal() or parts[2] not in theirs_to_ours:
         return None
     return f"blocks.{{i}}.{theirs_to_ours[parts[2]]}.{parts[3]}", parts[1]
 

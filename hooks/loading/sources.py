@@ -1,27 +1,27 @@
 """Read a model from wherever it is: a live transformers model, a directory, the Hub, a GGUF file, or a known name."""
 
 import difflib
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hooks import checks
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, UnknownModelError, WeightError
 from hooks.families.family import Family
 from hooks.families.table import family_of
+from hooks.loading.files import check_regular, kind_of, read_json
 from hooks.loading.gguf import read_gguf
+from hooks.loading.precision import FLOATING, stored_dtype, widest
 from hooks.loading.prepared import KNOWN_MODELS, MARKER, prepared_model
-from hooks.loading.tokenizers import directory_tokenizer, gguf_tokenizer, prepared_tokenizer
-
-_WEIGHTS = "model.safetensors"
-_INDEX = f"{_WEIGHTS}.index.json"
+from hooks.loading.tensor_files import read_safetensors
+from hooks.loading.tokenizers import directory_tokenizer, gguf_tokenizer, prepared_tokenizer, prepends_bos
+from hooks.loading.weights import check_sizes
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,29 @@ class Checkpoint:
 
 
 def read_source(
-    source: Any, *, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
+    source: Any,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    ignore_config_keys: Collection[str] = (),
 ) -> Checkpoint:
     """Read what a source says of a model.
 
     Args:
         source: a name in `KNOWN_MODELS`, a Hub id, a directory, a ``.gguf`` file, or a live transformers model.
-        dtype: type of the weights; None keeps the source's.
+        dtype: type of the weights; None keeps the source's: a live model's own, what config.json says, or the widest in
+            the file.
         device: where to put them; None keeps a live model's device, and is the CPU otherwise.
+        ignore_config_keys: keys of config.json that the family's row does not know, and that you know to change nothing
+            in what the model computes.
 
     Raises:
         UnknownModelError: the source cannot be found or reached, or its family has no row.
         ConfigError: its config has a key that the family's row does not know, or dtype or device cannot be used.
-        WeightError: a file is damaged.
-        TokenizerError: the tokenizer's files cannot be read.
+        WeightError: a file is damaged, or the weights are not of the sizes that the config names.
     """
-    options = {"dtype": _dtype(dtype), "device": _device(device)}
+    ignored = checks.words("ignore_config_keys", ignore_config_keys, error=ConfigError)
+    options = {"dtype": _dtype(dtype), "device": _device(device), "ignored": ignored}
     if isinstance(source, nn.Module):
         found = _from_live(source, **options)
     elif not isinstance(source, str | Path):
@@ -81,15 +88,28 @@ def _origin(source: Any) -> str | None:
     """What would load the same model again in another process: a name, a Hub id or an absolute path."""
     config: Any = getattr(source, "config", None)  # of a live model
     name = str(source if config is None else config._name_or_path)
-    place = Path(name).expanduser()
-    return str(place.resolve()) if name not in KNOWN_MODELS and name and place.exists() else name or None
+    if not name or name in KNOWN_MODELS:
+        return name or None
+    place = _place(name)
+    return name if kind_of(place) is None else str(place.resolve())
+
+
+def _place(source: str | Path) -> Path:
+    """The path that a source may be, a home directory written out."""
+    path = Path(source)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # "~someone" of whom the system knows nothing
+        return path
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A floating torch dtype, by itself or by name."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
-        raise ConfigError(f"dtype={dtype!r} is no floating type of torch; use float32, bfloat16 or float16")
+    if dtype is not None and found not in FLOATING:
+        raise ConfigError(
+            f"dtype={checks.shown(dtype)} is no type to compute in; use float32, bfloat16, float16 or float64"
+        )
     return found
 
 
@@ -120,10 +140,12 @@ def _from_name(name: str, **options: Any) -> Checkpoint:
 
 def _from_place(source: str | Path, **options: Any) -> Checkpoint:
     """A path that exists, or else something that looks like a Hub id."""
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = _place(checks.path("source", source, error=UnknownModelError))
+    kind = kind_of(path)
+    if kind == "directory":
         return _from_directory(path, path.resolve().name, **options)
-    if path.is_file():
+    if kind is not None:
+        check_regular(path, error=UnknownModelError)
         if path.suffix != ".gguf":
             raise UnknownModelError(f"{path} is a file of no known kind; pass its directory, or a .gguf file")
         return _from_gguf(path, **options)
@@ -133,31 +155,60 @@ def _from_place(source: str | Path, **options: Any) -> Checkpoint:
     near = difflib.get_close_matches(text.lower(), KNOWN_MODELS, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UnknownModelError(
-        f"no model {text!r}{hint}: it is not a file or directory here, and not one of {', '.join(KNOWN_MODELS)}; "
-        "a Hub id looks like owner/name"
+        f"no model {checks.shown(text)}{hint}: it is not a file or directory here, and not one of "
+        f"{', '.join(KNOWN_MODELS)}; a Hub id looks like owner/name"
     )
 
 
 def _from_live(source: nn.Module, **options: Any) -> Checkpoint:
     """A transformers model in memory; its weights are shared."""
+    kind = type(source).__name__
     if not isinstance(source, PreTrainedModel):
-        raise UnknownModelError(f"{type(source).__name__} is no transformers model, so it has no config to read")
-    if any(not p.is_floating_point() for p in source.parameters()) or getattr(source, "hf_quantizer", None) is not None:
-        raise WeightError(
-            f"the given {type(source).__name__} is quantised, so it has no plain matrices to share; "
+        raise UnknownModelError(f"{kind} is no transformers model, so it has no config to read{_wrapped(source)}")
+    weights = source.state_dict()
+    if any("_original_component" in name for name in weights):
+        raise UnknownModelError(
+            f"the given {kind} was taken apart by a TransformerBridge, which put its own modules into it; load it "
+            "afresh with transformers, or HookedTransformer.attach(bridge)"
+        )
+    if any(".lora_" in name for name in weights):
+        raise UnknownModelError(
+            f"the given {kind} has PEFT adapters in its layers; merge them first (PeftModel.merge_and_unload()), or "
             "HookedTransformer.attach(model) hooks it as it is"
         )
-    hf, weights = source.config.to_dict(), source.state_dict()
+    if any(not p.is_floating_point() for p in source.parameters()) or getattr(source, "hf_quantizer", None) is not None:
+        raise WeightError(
+            f"the given {kind} is quantised, so it has no plain matrices to share; "
+            "HookedTransformer.attach(model) hooks it as it is"
+        )
     if options["device"] is None and weights:
         options["device"] = next(iter(weights.values())).device
-    kind = type(source).__name__
-    return _describe(hf, weights, f"the given {kind}", source.config._name_or_path or kind, **options)
+    options["dtype"] = options["dtype"] or widest(parameter.dtype for parameter in source.parameters())
+    name = source.config._name_or_path or kind
+    return _describe(source.config.to_dict(), weights, f"the given {kind}", name, **options)
+
+
+def _wrapped(source: nn.Module) -> str:
+    """What to do with a module that has a transformers model inside."""
+    if hasattr(source, "merge_and_unload"):
+        return (
+            "; it is a PEFT model: pass model.merge_and_unload(), or HookedTransformer.attach(model.get_base_model())"
+        )
+    if hasattr(source, "original_model"):
+        return "; it is a TransformerBridge: HookedTransformer.attach(bridge) hooks it, or load the model afresh"
+    if any(isinstance(module, PreTrainedModel) for module in source.modules()):
+        return "; it wraps one: pass that one, or HookedTransformer.attach() it"
+    return ""
 
 
 def _from_directory(directory: Path, name: str, **options: Any) -> Checkpoint:
     """config.json with safetensors, sharded or not, and a tokenizer if there is one."""
+    if kind_of(directory / "config.json") is None and kind_of(directory / "adapter_config.json") is not None:
+        raise UnknownModelError(
+            f"{directory} holds a PEFT adapter and no model; load it with peft and pass model.merge_and_unload()"
+        )
     hf = read_json(directory / "config.json")
-    weights = _read_safetensors(directory)
+    weights = read_safetensors(directory)
     if not (directory / MARKER).exists():
         return _describe(hf, weights, str(directory), name, tokenizer=directory_tokenizer(directory), **options)
     # A prepared model was checked when it was made; its marker knows what its config.json cannot.
@@ -211,68 +262,22 @@ def _describe(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
+    ignored: Collection[str] = (),
     tokenizer: Any = None,
     provenance: Mapping[str, str] | None = None,
     check_finite: bool = True,
 ) -> Checkpoint:
     """What a config and its weights describe."""
     family = family_of(hf)
-    cfg = family.config(hf)
-    floating = (tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    cfg = family.config(hf, ignored)
+    check_sizes(cfg, family, weights, where)
+    bos = tokenizer is not None and prepends_bos(tokenizer)
     cfg = cfg.replace(
-        dtype=dtype or next(floating, torch.float32),
+        dtype=dtype or stored_dtype(hf, family.nested, weights, where),
         device=str(device or "cpu"),
         model_name=name,
         provenance={**cfg.provenance, **(provenance or {})},
+        default_prepend_bos=bos,
+        tokenizer_prepends_bos=bos,
     )
     return Checkpoint(cfg, family, weights, where, check_finite, tokenizer)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UnknownModelError: the file is not there.
-        ConfigError: it is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UnknownModelError(f"{path.parent} holds no model: {path.name} is not there") from error
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
-
-
-def _read_safetensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of a directory, memory-mapped: pages are read when a tensor is used."""
-    if (directory / _INDEX).exists():
-        files = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
-    elif (directory / _WEIGHTS).exists():
-        files = [_WEIGHTS]
-    else:
-        files = sorted(path.name for path in directory.glob("*.safetensors"))
-    if not files:
-        raise WeightError(_no_safetensors(directory))
-    tensors: dict[str, Tensor] = {}
-    for name in files:
-        try:
-            with safe_open(directory / name, framework="pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise WeightError(
-                f"{directory / name} is not a whole safetensors file ({error}); fetch it again"
-            ) from error
-    return tensors
-
-
-def _no_safetensors(directory: Path) -> str:
-    """What to say of a directory without safetensors."""
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
-        return (
-            f"{directory} has only pickled weights, which can run code when read; convert them where you trust them: "
-            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(directory)"
-        )
-    return f"{directory} has a config.json and no *.safetensors beside it; fetch the weights"

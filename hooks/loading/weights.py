@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import WeightError
 from hooks.families.family import Family, Part, PerHead, Source
+from hooks.loading.precision import FLOATING
+from hooks.modules.block import Block
 
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 _SHOWN = 4
@@ -50,8 +52,7 @@ def adopt_weights(
     Raises:
         WeightError: a tensor is missing, left over, of the wrong shape, not floating point, or not finite.
     """
-    tensors = {family.renamed.get(name, name): tensor for name, tensor in tensors.items()}
-    prefix = _prefix(family, tensors)
+    tensors, prefix = _named(model.cfg, family, tensors)
     dtype, device = model.cfg.dtype, model.cfg.device
     used: set[str] = set()
     missing: list[str] = []
@@ -71,11 +72,13 @@ def adopt_weights(
             missing += absent
             continue
         used.update(theirs)
-        tensor = _put_together(source, {each: tensors[each] for each in theirs}, model, where)
-        _check(theirs[0], tensor, parameter, where, check_finite)
-        adopted[name] = nn.Parameter(tensor.detach().to(device=device, dtype=dtype))
+        tensor = _put_together(source, {each: tensors[each] for each in theirs}, model.cfg, where)
+        _check(theirs[0], tensor, parameter, where)
+        cast = tensor.detach().to(device=device, dtype=dtype)
+        _check_finite(theirs[0], tensor, cast, where, always=check_finite)
+        adopted[name] = nn.Parameter(cast)
     if missing:
-        raise WeightError(f"{where} lacks {_some(missing)}; it is not a whole {family.model_type} checkpoint")
+        raise WeightError(f"{where} lacks {_some(missing)}; {_why_missing(missing, family)}")
     extra = [t for t in tensors if t not in used and not _is_known(t, tensors[t], family, where)]
     if extra:
         raise WeightError(
@@ -84,18 +87,88 @@ def adopt_weights(
     model.adopt_parameters(adopted)
 
 
-def _prefix(family: Family, tensors: Mapping[str, Tensor]) -> str:
-    """What stands before the decoder's names in this checkpoint."""
-    name = _template(family.weights["embed.weight"])
-    return next((p for p in family.prefixes if name.format(p=p) in tensors), family.prefixes[0])
+def check_sizes(cfg: HookedTransformerConfig, family: Family, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Hold the sizes that a config names against the tensors that are there, before anything of those sizes is made.
+
+    Only what is there is looked at, and of the layers the first one: `adopt_weights` finds what is missing.
+
+    Args:
+        cfg: the architecture.
+        family: how the checkpoint names its tensors.
+        tensors: the checkpoint under its own names; they may be on the meta device.
+        where: what to call the checkpoint in errors.
+
+    Raises:
+        WeightError: there are fewer layers than the config has, or a tensor of another shape.
+    """
+    named, prefix = _named(cfg, family, tensors)
+    layers = _layers(family, named, prefix)
+    if layers and cfg.n_layers > len(layers):
+        absent = next(i for i in range(cfg.n_layers) if i not in layers)
+        raise WeightError(
+            f"the config of {where} has {cfg.n_layers} layers and the checkpoint {len(layers)}: it lacks layer {absent}"
+            "; fetch the other files, or mend the config"
+        )
+    if not layers:
+        example = _template(_source(family, "blocks.0.attn.q_proj.weight")).format(p=prefix, i=0, h=0)
+        raise WeightError(
+            f"{where} lacks {example}, and has no other layer; it is not a {family.model_type} checkpoint"
+        )
+    try:
+        with torch.device("meta"):
+            shapes = {f"blocks.0.{name}": value.shape for name, value in Block(cfg, 0, "meta").named_parameters()}
+    except RuntimeError as error:
+        raise WeightError(f"the sizes in the config of {where} cannot be built: {error}") from error
+    shapes["embed.weight"] = torch.Size((cfg.d_vocab, cfg.d_model))
+    for name, shape in shapes.items():
+        source = _source(family, name)
+        heads = range(shape[0]) if isinstance(source, PerHead) else range(1)
+        theirs = [_template(source).format(p=prefix, i=0, h=head) for head in heads]
+        if all(each in named for each in theirs):
+            parts = {each: named[each].to("meta") for each in theirs}
+            _check_shape(theirs[0], _put_together(source, parts, cfg, where), shape, where)
 
 
-def _put_together(source: Source, tensors: Mapping[str, Tensor], model: TakesWeights, where: str) -> Tensor:
+def _named(
+    cfg: HookedTransformerConfig, family: Family, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors under today's names, and what stands before the decoder's names in this checkpoint.
+
+    A tied checkpoint may keep its one matrix under the name of the unembedding alone.
+    """
+    named = {family.renamed.get(name, name): tensor for name, tensor in tensors.items()}
+    embed, head = (_template(family.weights[name]) for name in ("embed.weight", "unembed.weight"))
+    marks = (embed, _template(_source(family, "blocks.0.attn.q_proj.weight")).replace("{i}", "0"))
+    prefix = next((p for mark in marks for p in family.prefixes if mark.format(p=p) in named), family.prefixes[0])
+    ours, theirs = embed.format(p=prefix), head.format(p=prefix)
+    if cfg.tie_word_embeddings and ours not in named and theirs in named:
+        named[ours] = named[theirs]
+    return named, prefix
+
+
+def _layers(family: Family, tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
+    """The layers that have a tensor."""
+    start = _template(_source(family, "blocks.0.attn.q_proj.weight")).format(p=prefix, i="\0", h=0).split("\0")[0]
+    numbers = (name.removeprefix(start).split(".")[0] for name in tensors if name.startswith(start))
+    return {int(number) for number in numbers if number.isdecimal()}
+
+
+def _why_missing(missing: list[str], family: Family) -> str:
+    """What a checkpoint without these tensors may be, and what to do with it."""
+    if missing == [_template(family.weights["unembed.weight"])]:
+        return (
+            "it is the body of a model, without a head that gives logits (an embedding model, for example); "
+            "HookedTransformer.attach(AutoModel.from_pretrained(…)) hooks its attention as it is"
+        )
+    return f"it is not a whole {family.model_type} checkpoint"
+
+
+def _put_together(source: Source, tensors: Mapping[str, Tensor], cfg: HookedTransformerConfig, where: str) -> Tensor:
     """One of our weights from the tensor that holds it, or from those of its heads."""
     parts = list(tensors.values())
     try:
         if isinstance(source, Part):
-            return source.take(parts[0], model.cfg)
+            return source.take(parts[0], cfg)
         return torch.stack(parts) if isinstance(source, PerHead) else parts[0]
     except RuntimeError as error:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -148,21 +221,38 @@ def _tied(family: Family, tensors: Mapping[str, Tensor], prefix: str, where: str
     return {head}
 
 
-def _check(name: str, tensor: Tensor, parameter: Tensor, where: str, check_finite: bool) -> None:
+def _check(name: str, tensor: Tensor, parameter: Tensor, where: str) -> None:
     """Raise unless a tensor can be this parameter."""
-    if tensor.shape != parameter.shape:
+    _check_shape(name, tensor, parameter.shape, where)
+    if tensor.is_meta:
+        raise WeightError(f"{name} in {where} is on the meta device; load the model onto a real device")
+    if tensor.dtype not in FLOATING:
         raise WeightError(
-            f"{name} in {where} has shape {tuple(tensor.shape)}, but the config makes it {tuple(parameter.shape)}"
+            f"{name} in {where} is {str(tensor.dtype).removeprefix('torch.')}: the checkpoint is quantised; load it "
+            "dequantised, or hook it as it is with HookedTransformer.attach(model)"
         )
-    if not tensor.is_floating_point() or tensor.is_meta:
-        state = "on the meta device" if tensor.is_meta else f"of type {tensor.dtype}"
-        raise WeightError(f"{name} in {where} is {state}; load the model unquantised and onto a real device")
-    if not check_finite:
-        return
+
+
+def _check_shape(name: str, tensor: Tensor, shape: torch.Size, where: str) -> None:
+    """Raise unless a tensor has the shape that the config gives it."""
+    if tensor.shape != shape:
+        raise WeightError(f"{name} in {where} has shape {tuple(tensor.shape)}, but the config makes it {tuple(shape)}")
+
+
+def _check_finite(name: str, tensor: Tensor, cast: Tensor, where: str, *, always: bool) -> None:
+    """Raise for NaN and infinity, which reads every byte; a cast to a type that reaches less far may make them."""
+    reaches_less = torch.finfo(cast.dtype).max < torch.finfo(tensor.dtype).max
     # A sum is finite only if every term is, and needs no temporary as large as the tensor.
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
+    if not (always or reaches_less) or torch.isfinite(cast.sum()) or torch.isfinite(cast).all():
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
         raise WeightError(f"{name} in {where} has {bad} values that are NaN or infinite; the checkpoint is damaged")
+    largest = f"{float(tensor.abs().max()):.6g}"
+    raise WeightError(
+        f"{name} in {where} reaches {largest}, which is infinite in {str(cast.dtype).removeprefix('torch.')}; "
+        "use dtype='bfloat16' or dtype='float32'"
+    )
 
 
 def _some(names: list[str]) -> str:
