@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformer_lens.hook_points import HookPoint
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
@@ -29,6 +28,7 @@ from hooks.loading.sources import read_source
 from hooks.loading.weights import adopt_weights
 from hooks.modules.attention import AttentionContext
 from hooks.modules.block import Block
+from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
 from hooks.modules.rotary import Rotary
 

@@ -9,7 +9,6 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformer_lens.hook_points import HookPoint
 
 from hooks.attached.interface import HANDLER, same_width
 from hooks.attached.probe import LayerFacts, Tap, first_tensor, from_heads, to_heads
@@ -17,6 +16,7 @@ from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import AttachError
 from hooks.modules.attention import attend_hooked
+from hooks.modules.hook_point import HookPoint
 
 
 @dataclass

@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooks.attached.config import attached_config
 from hooks.attached.interface import HANDLER, IMPLEMENTATION
@@ -26,6 +25,7 @@ from hooks.base.tokenizing import TokenizingMixin
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import AttachError, InputError
+from hooks.modules.hook_point import HookPoint
 
 ATTACHMENT = "_ropescope_attachment"
 _LOGIT_BYTES = 256 * 2**20

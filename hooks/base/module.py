@@ -1,20 +1,25 @@
 """Names on top of TransformerLens' HookedRootModule: aliases and globs work, and a wrong name raises."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from itertools import count
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
+from transformer_lens import hook_points as lens
 from transformer_lens.utilities.slice import Slice
 
 from hooks.base.cache import ActivationCache
 from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS, HookRegistry, NameSelector
-from hooks.errors import HookConflictError, HookNameError
+from hooks.checks import shown
+from hooks.errors import HookConflictError, HookNameError, InputError
+from hooks.modules.hook_point import Direction, HookPoint
 
-Direction = Literal["fwd", "bwd"]
+HookPairs = Iterable[tuple[NameSelector, Callable]]
+_RUNS = count(1)
 NamesFilter = NameSelector | Sequence[str] | None
 
 
@@ -40,7 +45,11 @@ class NamedHooksModule(HookedRootModule):
         level: int | None = None,
         prepend: bool = False,
     ) -> None:
-        """Attach `hook` to every point that `name` (canonical, alias, glob or predicate) selects, once each."""
+        """Attach `hook` to every point that `name` (canonical, alias, glob or predicate) selects, once each.
+
+        It holds in every thread until `reset_hooks`; what is for one run belongs in `hooks`. See
+        `hooks.modules.hook_point.HookPoint` for what a hook takes and returns.
+        """
         for canonical in self.registry.resolve(name):
             point = self.hook_dict[canonical]
             self.check_and_add_hook(
@@ -49,7 +58,7 @@ class NamedHooksModule(HookedRootModule):
 
     def check_hooks_to_add(
         self,
-        hook_point: HookPoint,
+        hook_point: lens.HookPoint,
         hook_point_name: str,
         hook: Callable,
         dir: Direction = "fwd",
@@ -71,9 +80,53 @@ class NamedHooksModule(HookedRootModule):
                     "tensor, the other blocks of rows; use one of them in this layer"
                 )
 
-    def _enable_hook(self, name: NameSelector, hook: Callable, dir: Direction) -> None:
-        """What `hooks` and `run_with_hooks` of the base class call for each (name, hook)."""
-        self.add_hook(name, hook, dir=dir, level=self.context_level)
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: HookPairs = (),
+        bwd_hooks: HookPairs = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[Self]:
+        """Hooks for the passes that this thread (or task) runs inside the ``with`` block; other threads have none.
+
+        The backward of such a pass has its hooks whenever and wherever it runs.
+
+        Args:
+            fwd_hooks: (name, hook) pairs; a name is a canonical one, an alias, a glob or a predicate.
+            bwd_hooks: the same for gradients.
+            reset_hooks_end: False leaves the hooks in this context until `reset_hooks`.
+            clear_contexts: empty every point's ``ctx`` at the end as well.
+
+        Raises:
+            InputError: something else than pairs, or a function that cannot be called as ``hook(tensor, hook=point)``.
+            HookNameError: a name matches nothing.
+            HookConflictError: hooks that cannot run together.
+        """
+        forward, backward = _pairs("fwd_hooks", fwd_hooks), _pairs("bwd_hooks", bwd_hooks)
+        run = next(_RUNS)
+        try:
+            for name, hook in forward:
+                self.add_hook(name, hook, dir="fwd", level=run)
+            for name, hook in backward:
+                self.add_hook(name, hook, dir="bwd", level=run)
+            yield self
+        finally:
+            if reset_hooks_end:
+                self.reset_hooks(clear_contexts, level=run)
+
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: HookPairs = (),
+        bwd_hooks: HookPairs = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Run the model once inside `hooks`, and return its output; other arguments go to forward."""
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self.forward(*model_args, **model_kwargs)
 
     def resolve_filter(self, names_filter: NamesFilter) -> list[str]:
         """Canonical names that a cache filter selects; None is every hook that fires once per forward.
@@ -108,7 +161,7 @@ class NamedHooksModule(HookedRootModule):
     ) -> tuple[dict[str, Tensor], list, list]:
         """Forward and backward hooks that fill a dict; positions are sliced on the axis that the registry names."""
         store: dict[str, Tensor] = {} if cache is None else cache
-        window = Slice.unwrap(pos_slice)
+        window = _window(pos_slice)
         self.is_caching = True
 
         def save(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
@@ -168,6 +221,7 @@ class NamedHooksModule(HookedRootModule):
             HookNameError: the filter matches nothing.
             MaterializationError: the full tensors that the filter selects would not fit in memory.
         """
+        _window(kwargs.get("pos_slice"))
         self.check_cache_fits(self.resolve_filter(names_filter), *model_args)
         kept_on = None if device is None else torch.device(device)
         output, cache = super().run_with_cache(
@@ -179,3 +233,24 @@ class NamedHooksModule(HookedRootModule):
 
     def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
         """Raise MaterializationError when caching these hooks on these inputs would not fit; for subclasses."""
+
+
+def _pairs(name: str, given: Any) -> list[tuple[NameSelector, Callable]]:
+    """(name, hook) pairs, checked for being pairs."""
+    pairs = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else None
+    wrong = (
+        given if pairs is None else next((p for p in pairs if not (isinstance(p, tuple | list) and len(p) == 2)), None)
+    )
+    if pairs is None or wrong is not None:
+        raise InputError(f"{name}={shown(wrong)}: give a list of (name, hook) pairs")
+    return pairs
+
+
+def _window(pos_slice: Any) -> Slice:
+    """TransformerLens' slice of positions."""
+    try:
+        return Slice.unwrap(pos_slice)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"pos_slice={shown(pos_slice)}: give one position, a tuple such as (start, stop), or a list of positions"
+        ) from error

@@ -8,13 +8,13 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.steps import STEP_OUTPUT, attention_steps
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.functional.attend import RowsHook, attend_full, attend_fused, attend_rows, shared_positions
 from hooks.functional.rope import rotate
+from hooks.modules.hook_point import HookPoint, run_hooks
 from hooks.modules.qk_norm import QKNorm
 from hooks.modules.weight_views import AttentionWeights
 
@@ -186,15 +186,12 @@ def attend_hooked(
 def _rows_hook(point: HookPoint) -> RowsHook | None:
     """What the hooks that a point has now make of a block.
 
-    Blocks run once more in the backward pass, when these hooks may have been taken off already.
+    Blocks run once more in the backward pass, when these hooks may be gone, or in a thread that does not have them.
     """
     hooks = [handle.user_hook for handle in point.fwd_hooks if handle.user_hook is not None]
 
     def call(block: Tensor, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         point.ctx |= {"query_positions": query_positions, "key_positions": key_positions}
-        for hook in hooks:
-            edited = hook(block, hook=point)
-            block = block if edited is None else edited
-        return block
+        return run_hooks(point, hooks, block)
 
     return call if hooks else None

@@ -3,11 +3,11 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.modules.activations import activation
 from hooks.modules.attention import Attention, AttentionContext
+from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
 from hooks.modules.weight_views import MLPWeights
 

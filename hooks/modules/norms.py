@@ -3,9 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooks.config.transformer import HookedTransformerConfig
+from hooks.modules.hook_point import HookPoint
 
 
 def hooked_rsqrt(mean_square: Tensor, hook_scale: HookPoint) -> Tensor:

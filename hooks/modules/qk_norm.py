@@ -3,10 +3,10 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import InputError
+from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import hooked_rsqrt
 
 

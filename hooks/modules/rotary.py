@@ -6,10 +6,10 @@ from typing import Self
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from hooks.config.rope import RopeConfig
 from hooks.functional.rope import attention_factor, inv_freq, length_dependent
+from hooks.modules.hook_point import HookPoint
 
 
 class Rotary(nn.Module):
