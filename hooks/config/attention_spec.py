@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -29,6 +29,29 @@ class AttentionSpec:
     softcap: float | None = None
     sinks: Float[Tensor, " head"] | None = None
     alibi_slopes: tuple[float, ...] | None = None
+
+    def seen(
+        self, query_index: Int[Tensor, "*query"], n_keys: int
+    ) -> tuple[Int[Tensor, "*query"], Int[Tensor, "*query"]]:
+        """The run of keys that each query sees: every mask rule is one run, and this is the one place that says which.
+
+        ``first = i − window + 1`` (0 without a window) and ``stop = i + 1`` (causal), ``i + window`` or ``n_keys``,
+        both within ``0 … n_keys``.
+
+        Args:
+            query_index: Indices of the queries in the sequence; the keys' are counted from 0.
+            n_keys: How many keys there are.
+
+        Returns:
+            Index of the first key that each query sees, and one past the last; the same where it sees none.
+        """
+        i = query_index.long()
+        first, stop = torch.zeros_like(i), torch.full_like(i, n_keys)
+        if self.window is not None:
+            first, stop = i - self.window + 1, i + self.window
+        if self.causal:
+            stop = i + 1
+        return first.clamp(0, n_keys), stop.clamp(0, n_keys)
 
     def _plain(self) -> tuple[object, ...]:
         """Every field that compares as an ordinary value."""

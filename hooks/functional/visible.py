@@ -34,11 +34,9 @@ def visible_keys(
     Returns:
         True where visible, with a leading batch axis only when ``key_mask`` is given.
     """
-    # Compared, never subtracted: a difference would be an 8-byte integer per cell.
-    i, j = query_index[:, None], key_index[None, :]
-    visible = (j <= i) if spec.causal else torch.ones(len(i), j.shape[1], dtype=torch.bool, device=i.device)
-    if spec.window is not None:
-        visible = visible & (j > i - spec.window) & (j < i + spec.window)
+    # The keys of key_index are there, so no end cuts a run off.
+    first, stop = spec.seen(query_index, torch.iinfo(torch.int64).max)
+    visible = (key_index >= first[:, None]).logical_and_(key_index < stop[:, None])
     return visible if key_mask is None else visible & key_mask[:, None, :]
 
 
@@ -46,16 +44,15 @@ def row_blocks(
     spec: AttentionSpec, n_queries: int, n_keys: int, height: int, query_start: int = 0
 ) -> Iterator[RowBlock]:
     """Cut the queries into runs of ``height`` rows, each with the keys it may see (never fewer than one)."""
-    for start in range(0, n_queries, height):
-        stop = min(start + height, n_queries)
-        first, last = query_start + start, query_start + stop - 1
-        low, high = 0, n_keys
-        if spec.window is not None:
-            low, high = max(first - spec.window + 1, 0), min(last + spec.window, n_keys)
-        if spec.causal:
-            high = min(last + 1, n_keys)
-        low = min(low, n_keys - 1)
-        yield RowBlock(slice(start, stop), slice(low, max(high, low + 1)))
+    start = torch.arange(0, n_queries, height, device="cpu")
+    stop = (start + height).clamp_max(n_queries)
+    # Runs only move on from row to row: a block's keys begin with its first row's and end with its last row's.
+    low, _ = spec.seen(query_start + start, n_keys)
+    _, high = spec.seen(query_start + stop - 1, n_keys)
+    low = low.clamp_max(n_keys - 1)
+    edges = (start, stop, low, torch.maximum(high, low + 1))
+    for top, bottom, left, right in zip(*(edge.tolist() for edge in edges), strict=True):
+        yield RowBlock(slice(top, bottom), slice(left, right))
 
 
 def additive_mask(

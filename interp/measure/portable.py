@@ -273,17 +273,11 @@ class Block:
 
     def _visible_diagonals(self) -> slice:
         """Diagonals of an in-step block that the mask rules show; the rest of the block is hidden."""
-        see, spec = self.work.visibility, self.work.spec
-        rows, keys = self.shape[1:]
-        last = int(see.query_index[self.rows.stop - 1] - see.key[self.keys.start])  # index distance of column 0
-        low, high = 0, rows + keys - 1
-        if spec.window is not None:
-            low = max(last - spec.window + 1, 0)
-        if spec.causal:
-            high = min(high, last + 1)
-        elif spec.window is not None:
-            high = min(high, last + spec.window)
-        return slice(low, high)
+        see, rows = self.work.visibility, self.shape[1]
+        # The diagonal of a row's key: one further left for each row below the first.
+        shift = torch.arange(rows - 1, -1, -1, device=see.first.device) - self.keys.start
+        low, high = (see.first[self.rows] + shift).min(), (see.stop[self.rows] + shift).max()
+        return slice(int(low), int(high))
 
     def _diagonal_count(self, columns: slice) -> Float[Tensor, " diagonal"]:
         """Cells of each diagonal of the block."""

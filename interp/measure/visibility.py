@@ -54,13 +54,7 @@ class Visibility:
         kept = torch.arange(n_keys, device=device)
         if key_mask is not None:
             kept = kept[key_mask]
-        low = torch.zeros_like(index) if spec.window is None else index - spec.window + 1
-        high = torch.full_like(index, n_keys)
-        if spec.causal:
-            high = index + 1
-        elif spec.window is not None:
-            high = index + spec.window
-        first, stop = torch.searchsorted(kept, low), torch.searchsorted(kept, high)
+        first, stop = (torch.searchsorted(kept, edge) for edge in spec.seen(index, n_keys))
         row = (stop > first).nonzero()[:, 0]
         return cls(
             row=row,
@@ -148,6 +142,13 @@ class Visibility:
     def distances(self, rows: slice, keys: slice) -> Int[Tensor, "row key"]:
         """Query position − key position of a block."""
         return self.query_position[rows, None] - self.key_position[keys]
+
+
+def reach(spec: AttentionSpec, n: int) -> tuple[int, int]:
+    """Smallest and largest distance at which a query of n tokens sees a key, in indices."""
+    index = torch.arange(n)
+    first, stop = spec.seen(index, n)
+    return int((index - stop).min()) + 1, int((index - first).max())
 
 
 def _in_step(x: Int[Tensor, " n"]) -> bool:

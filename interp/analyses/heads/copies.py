@@ -108,8 +108,9 @@ def attention_to_copies(
         for places, ranks in _chunks(group, q.shape[1], q.shape[2]):
             rows = places.gather(1, ranks)
             earlier = torch.arange(places.shape[1]) < ranks[..., None]
+            first, stop = (edge[..., None] for edge in spec.seen(rows, len(k)))
             for which, keys in enumerate((places, (places + 1).clamp_max(len(k) - 1))):
-                visible = earlier if spec.window is None else earlier & (rows[..., None] - keys[:, None] < spec.window)
+                visible = earlier & (keys[:, None] >= first) & (keys[:, None] < stop)
                 pattern = _pattern(q, k, spec, lse, rows, keys).masked_fill_(~visible[:, None], 0)
                 mass[which] += group.weight * pattern.sum((0, 2, 3), dtype=torch.float64)
                 count[which] += group.weight * int(visible.any(-1).sum())

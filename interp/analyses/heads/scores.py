@@ -155,7 +155,5 @@ def _mean(rows: Float[np.ndarray, "head query"]) -> PerHead:
 
 def _uniform_entropy(cap: CaptureData, layer: int, n: int) -> Float[np.ndarray, " query"]:
     """Entropy of equal attention to every visible key."""
-    spec, index = cap.spec(layer), np.arange(n)
-    width = n if spec.window is None else spec.window
-    last = index if spec.causal else np.minimum(index + width, n) - 1
-    return np.log(last - np.maximum(index - width + 1, 0) + 1)
+    first, stop = cap.spec(layer).seen(torch.arange(n), n)
+    return np.log((stop - first).numpy())

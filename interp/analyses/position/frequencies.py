@@ -19,6 +19,7 @@ from interp.common.labels import result_of
 from interp.common.progress import track
 from interp.common.stacking import named_layer
 from interp.common.words import number_ranges
+from interp.measure.visibility import reach
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.rotation import rotating_layers
 
@@ -201,7 +202,7 @@ class _Grid:
             raise InputError(f"distances={distances!r}: choose from {', '.join(get_args(Distances))}")
         if n < 2:
             raise InputError(f"{n} position: a profile over distances needs at least 2, so capture a longer text")
-        lows, highs = zip(*(_lags(spec, n) for spec in specs), strict=True)
+        lows, highs = zip(*(reach(spec, n) for spec in specs), strict=True)
         distance = np.arange(min(lows), max(highs) + 1)
         return cls(distance, bin_starts(distance, per_octave=4) if distances == "binned" else None)
 
@@ -225,12 +226,6 @@ class _Grid:
         }
 
 
-def _lags(spec: AttentionSpec, n: int) -> tuple[int, int]:
-    """Smallest and largest distance of a visible pair."""
-    reach = (n if spec.window is None else min(spec.window, n)) - 1
-    return (0 if spec.causal else -reach), reach
-
-
 def _measure(
     q: Float[Tensor, "pos head d_head"],
     k: Float[Tensor, "pos kv_head d_head"],
@@ -243,7 +238,7 @@ def _measure(
     """Fill the arrays of one layer."""
     _check_finite(q=q, k=k)
     n, n_pairs, group = q.shape[0], pairs.inv_freq.numel(), q.shape[1] // k.shape[1]
-    low, high = _lags(spec, n)
+    low, high = reach(spec, n)
     seen = slice(low - int(grid.distance[0]), high - int(grid.distance[0]) + 1)
     every = np.zeros(len(grid.distance), dtype=np.int64)
     every[seen] = n - np.abs(grid.distance[seen])

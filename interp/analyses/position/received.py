@@ -1,6 +1,7 @@
 """Attention received by position: the profile from begin to end in which a middle can be lost."""
 
 import numpy as np
+import torch
 import xarray as xr
 
 from hooks import AttentionSpec
@@ -141,10 +142,9 @@ def _uniform(spec: AttentionSpec, n: int) -> np.ndarray:
 
 
 def _visible(spec: AttentionSpec, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """First visible key of each query, and one past the last."""
-    index = np.arange(n)
-    window = n if spec.window is None else spec.window
-    return np.maximum(index - window + 1, 0), (index + 1 if spec.causal else np.minimum(index + window, n))
+    """First visible key of each query of a whole text, and one past the last."""
+    first, stop = spec.seen(torch.arange(n), n)
+    return first.numpy(), stop.numpy()
 
 
 def _profile(

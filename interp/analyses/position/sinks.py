@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 import xarray as xr
 
 from hooks.errors import InputError
@@ -32,8 +33,8 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
     n = mass.sizes["query"]
     means = []
     for layer in chosen:
-        window = cap.spec(layer).window
-        seeing = slice(1, n if window is None else max(2, min(n, window)))
+        first, _ = cap.spec(layer).seen(torch.arange(n), n)
+        seeing = slice(1, max(2, int((first == 0).sum())))
         means.append(mass.sel(layer=layer).isel(query=seeing).mean("query").values)
     return xr.DataArray(
         np.stack(means),

@@ -17,6 +17,7 @@ from interp.analyses.scores.moments import PerHead, ScoreMoments, score_shape
 from interp.common.labels import result_of
 from interp.common.progress import track
 from interp.measure.statistics import attention_statistics
+from interp.measure.visibility import reach
 from interp.tensors.capture_data import CaptureData
 
 QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
@@ -178,8 +179,7 @@ def _float16_limit(spec: AttentionSpec) -> float:
 
 def _n_keys(cap: CaptureData, layer: int) -> int:
     """Keys that the query with the longest view sees, counted on one side of it."""
-    window = cap.spec(layer).window
-    return len(cap.positions) if window is None else min(window, len(cap.positions))
+    return reach(cap.spec(layer), len(cap.positions))[1] + 1
 
 
 def _vector_norms(cap: CaptureData, chosen: Sequence[int]) -> xr.Dataset:
