@@ -102,8 +102,9 @@ def choices(
     """One or several of a few words, each once, in the order given; at least one."""
     several = [value] if isinstance(value, str) else value
     good = isinstance(several, Iterable) and _has_length(several)
-    words = list(several) if good else []
-    if not words or any(not isinstance(word, str) or word not in allowed for word in words):
+    given = list(several) if good else []
+    words = [word for word in given if isinstance(word, str) and word in allowed]
+    if not given or len(words) < len(given):
         raise error(f"{name}={shown(value)}: give one or several of {', '.join(map(repr, allowed))}")
     return tuple(dict.fromkeys(words))
 

@@ -65,8 +65,9 @@ def _check_sequence(name: str, x: Any) -> None:
 
 def _check_projection(w_o: Any, v: Tensor | None, heads: int) -> None:
     """An output projection of each head, for the values that are there."""
-    fits = isinstance(w_o, Tensor) and v is not None and w_o.ndim == 3 and w_o.dtype in _FLOATING and w_o.numel()
-    if not fits or w_o.shape[:2] != (heads, v.shape[2]):
+    wanted = None if v is None else (heads, v.shape[2])
+    floating = isinstance(w_o, Tensor) and w_o.ndim == 3 and w_o.dtype in _FLOATING and w_o.numel() > 0
+    if not floating or w_o.shape[:2] != wanted:
         given = tuple(w_o.shape) if isinstance(w_o, Tensor) else checks.shown(w_o)
         raise InputError(
             f"w_o {given} must be [head d_head d_model] for {heads} heads, and come with v, whose values it "

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,8 @@ def score_shape(
         positions: position of each token, by which ALiBi goes; by default its index.
     """
     spec = replace(spec, sinks=None)
-    heads, at = q.shape[1], {"query_positions": positions, "key_positions": positions}
+    heads = q.shape[1]
+    at: dict[str, Any] = {"query_positions": positions, "key_positions": positions}
     centre, spread = np.zeros(heads), np.ones(heads)
     if spec.softcap is None:
         rough = known
