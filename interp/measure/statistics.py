@@ -1,6 +1,5 @@
 """attention_statistics: every statistic of every head from one pass over q and k, exact, in O(n) memory."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Literal, get_args
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
+from interp.common.finite import check_finite
 from interp.common.progress import counted
 from interp.measure.block_height import block_height
 from interp.measure.dataset import Measured, build_dataset
@@ -204,13 +204,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor | None, w_o: Tensor | None, s
     for name, per_head in (("sinks", spec.sinks), ("alibi_slopes", spec.alibi_slopes)):
         if per_head is not None and len(per_head) != heads:
             raise InputError(f"spec.{name} has {len(per_head)} entries for {heads} heads.")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x is not None and not all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist())):
-            row, head, _ = (~torch.isfinite(x)).nonzero()[0].tolist()
-            raise InputError(
-                f"{name} holds NaN or infinity, first at row {row}, head {head}: nothing can be measured. Look for an "
-                "overflow upstream, or capture in float32 or bfloat16."
-            )
+    check_finite(q=q, k=k, v=v)
 
 
 def _check_mask(key_mask: Tensor | None, k: Tensor) -> Bool[Tensor, " key"] | None:

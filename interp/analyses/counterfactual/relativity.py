@@ -11,6 +11,7 @@ from torch import Tensor
 from hooks.errors import InputError, StageError
 from hooks.functional.visible import visible_keys
 from interp.analyses.counterfactual.recompute import recompute
+from interp.common.finite import not_finite
 from interp.common.labels import result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
@@ -82,10 +83,7 @@ def relativity_error(
             }
             out["score_std"][row, head] = float(scores[0].std(correction=0))
             if not np.isfinite(out["score_std"][row, head]):
-                raise InputError(
-                    f"scores of layer {layer}, head {head} hold NaN or infinity: look for an overflow upstream, or "
-                    "capture in float32 or bfloat16"
-                )
+                raise not_finite(f"scores of layer {layer}, head {head} hold NaN or infinity")
             for column, shift in enumerate(moves):
                 change = (scores[shift] - scores[0]).double()
                 out["score_change_rms"][row, head, column] = float(change.square().mean().sqrt())
