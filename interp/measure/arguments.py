@@ -1,6 +1,5 @@
 """What attention_statistics is given, checked: tensors that fit together, finite; positions and masks in one form."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from hooks import checks
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
+from interp.common.finite import check_finite
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -40,14 +40,8 @@ def check_tensors(q: Any, k: Any, v: Any, w_o: Any, spec: Any) -> None:
             raise InputError(f"spec.{name} has {len(per_head)} entries for {heads} heads.")
     if spec.sinks is not None and not bool((spec.sinks < torch.inf).all()):  # −inf is no sink
         raise InputError(f"spec.sinks holds NaN or infinity ({spec.sinks.tolist()}): a sink logit is a number")
-    for name, x in (("q", q), ("k", k), ("v", v), ("w_o", w_o)):
-        if x is not None and not all(map(math.isfinite, torch.stack(torch.aminmax(x)).tolist())):
-            place = (~torch.isfinite(x)).nonzero()[0].tolist()
-            at = f"head {place[0]}" if name == "w_o" else f"row {place[0]}, head {place[1]}"
-            raise InputError(
-                f"{name} holds NaN or infinity, first at {at}: nothing can be measured. Look for an "
-                "overflow upstream, or capture in float32 or bfloat16."
-            )
+    check_finite(q=q, k=k, v=v)
+    check_finite(rows="head", w_o=None if w_o is None else w_o.flatten(1))
 
 
 def _check_sequence(name: str, x: Any) -> None:

@@ -13,6 +13,7 @@ from hooks.attached.transformer import AttachedTransformer
 from hooks.errors import InputError, StageError, TextError
 from interp.common.words import number_ranges
 from interp.recording.provenance import describe
+from interp.tensors.selection import asked_layers
 from interp.tensors.stages import STAGES, stage_name, steps_before
 from interp.texts.texts import Text, as_text, tokenise
 
@@ -142,10 +143,7 @@ def _tokens_of(
 
 def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | None) -> tuple[int, ...]:
     """The layers to keep, in order, checked against the model."""
-    layers = [int(layers)] if isinstance(layers, int | np.integer) else layers
-    chosen = range(cfg.n_layers) if layers is None else sorted({int(layer) for layer in layers})
-    if not chosen:
-        raise StageError("no layer was asked for: name at least one")
+    chosen = sorted(asked_layers(range(cfg.n_layers), layers))
     for layer in chosen:
         if not 0 <= layer < cfg.n_layers:
             raise StageError(f"the model has no layer {layer}: its layers are 0 to {cfg.n_layers - 1}")

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp import plots
-from interp.common.words import KIND_NAME
+from interp.common.words import KIND_NAME, head_name
 from interp.plots import png
 from interp.reporting import sentences
 from interp.reporting.page_data import as_script
@@ -153,7 +153,7 @@ def map_rows(maps: xr.DataArray, sinks: xr.DataArray, typical: xr.DataArray, ran
         row = []
         for head in maps["head"].values:
             at = {"layer": layer, "head": head}
-            name = sentences.head_label(layer, head)
+            name = head_name(layer, head)
             alt = (
                 f"Attention map of {name}: {float(sinks.sel(at)):.0%} on the first token, "
                 f"half of the attention within {int(typical.sel(at)):,} tokens"

@@ -6,9 +6,8 @@ import numpy as np
 import xarray as xr
 
 from interp import plots
-from interp.common.words import visible_text
+from interp.common.words import head_name, visible_text
 from interp.reporting import figures as views
-from interp.reporting import sentences
 from interp.reporting.findings import Analyses
 from interp.reporting.measures import as_text
 from interp.tensors.capture_data import CaptureData
@@ -64,7 +63,7 @@ def _line(one: xr.DataArray, two: xr.DataArray) -> list[str]:
     if not np.isfinite(change).any():
         return [label, *cells, "–"]
     r, c = np.unravel_index(int(np.nanargmax(np.abs(change))), change.shape)
-    head = sentences.head_label(one["layer"].values[r], one["head"].values[c])
+    head = head_name(one["layer"].values[r], one["head"].values[c])
     ends = f"{as_text(float(one.values[r, c]), units)} → {as_text(float(two.values[r, c]), units)}"
     unit = f" [{units}]" if units not in ("", "%") else ""
     return [label + unit, *cells, f"{head}: {ends}"]

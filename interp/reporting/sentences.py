@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from interp.analyses.position.sinks import SINK_THRESHOLD
-from interp.common.words import KIND_NAME, visible_text
+from interp.common.words import KIND_NAME, head_name, visible_text
 from interp.tensors.capture_data import CaptureData
 
 
@@ -17,11 +17,6 @@ class Card:
     value: str
     label: str
     note: str = ""
-
-
-def head_label(layer: object, head: object) -> str:
-    """The short name of a head: L3 H1."""
-    return f"L{layer} H{head}"
 
 
 def number(value: float) -> str:
@@ -56,7 +51,7 @@ def cards(cap: CaptureData, ranges: xr.Dataset, sinks: xr.DataArray, typical: xr
     nearest = _nearest_to_bound(ranges)
     if nearest is not None:
         layer, head, share = nearest
-        shown.append(Card(f"{share:.0%}", "of the score bound", f"the nearest head, {head_label(layer, head)}"))
+        shown.append(Card(f"{share:.0%}", "of the score bound", f"the nearest head, {head_name(layer, head)}"))
     return shown
 
 
@@ -82,7 +77,7 @@ def _distance_sentence(r2: xr.DataArray, ranges: xr.Dataset, typical: xr.DataArr
     layer, head, most = _largest(r2)
     return (
         f"The median head spends half of its attention within {' and '.join(parts)}. Distance alone explains the "
-        f"scores best in {head_label(layer, head)}: {most:.0%} of their variance."
+        f"scores best in {head_name(layer, head)}: {most:.0%} of their variance."
     )
 
 
@@ -94,7 +89,7 @@ def _sink_sentence(cap: CaptureData, sinks: xr.DataArray) -> str:
     shown = f"“{visible_text(token)}”"
     return (
         f"{many} of {sinks.size} heads leave more than {SINK_THRESHOLD:.0%} of their attention on the first token, "
-        f"{shown}; {head_label(layer, head)} leaves {most:.0%}."
+        f"{shown}; {head_name(layer, head)} leaves {most:.0%}."
     )
 
 
@@ -120,7 +115,7 @@ def _bound_sentences(ranges: xr.Dataset) -> list[str]:
     limit = f"±{high}" if low == high else f"±{low} to ±{high}, depending on the head"
     return [
         f"The weights prove that no text of this length can push a score beyond {limit}. "
-        f"{head_label(layer, head)} comes nearest, at {share:.1%} of its bound."
+        f"{head_name(layer, head)} comes nearest, at {share:.1%} of its bound."
     ]
 
 

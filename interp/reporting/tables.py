@@ -10,8 +10,7 @@ import xarray as xr
 from hooks import checks
 from hooks.errors import OutputError
 from interp.common.files import Ours, check_writable, write_text
-from interp.common.words import KIND_NAME
-from interp.reporting import sentences
+from interp.common.words import KIND_NAME, head_name
 from interp.reporting.findings import Analyses
 from interp.reporting.measures import ORDER, as_text
 
@@ -78,7 +77,7 @@ def head_table(metrics: Sequence[xr.DataArray], layer_types: Sequence[str]) -> T
             cells = [Cell(KIND_NAME[str(layer_types[r])], None)]
             cells += [Cell(as_text(x, units), f"{x:.6g}" if np.isfinite(x) else "") for x, units in numbers]
             place = r * len(heads) + c
-            rows.append(Row(sentences.head_label(layer, head), f"L{layer}H{head}", f"{r},{c}", place, cells))
+            rows.append(Row(head_name(layer, head), f"L{layer}H{head}", f"{r},{c}", place, cells))
     return Table(columns, rows)
 
 

@@ -18,7 +18,7 @@ from interp.measure.schema import GROUPS
 from interp.measure.statistics import attention_statistics
 from interp.tensors.constants import LayerConstants
 from interp.tensors.layers import HeldLayer
-from interp.tensors.selection import Choice, layer_numbers, part_of
+from interp.tensors.selection import Choice, asked_layers, part_of
 from interp.tensors.stages import stage_name, steps_before
 
 
@@ -129,9 +129,7 @@ class CaptureData:
         Raises:
             StageError: a layer that was not captured.
         """
-        chosen = layer_numbers(layers)
-        if not chosen:
-            raise StageError(f"no layer was asked for: this capture holds {number_ranges(self.layers)}")
+        chosen = asked_layers(self.layers, layers)
         return replace(self, _layers={n: self._layer(n) for n in sorted(chosen)})
 
     def statistics(
@@ -147,9 +145,7 @@ class CaptureData:
         Returns:
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
         """
-        chosen = self.layers if layers is None else layer_numbers(layers)
-        if not chosen:
-            raise StageError(f"no layer was asked for: this capture holds {number_ranges(self.layers)}")
+        chosen = asked_layers(self.layers, layers)
         groups = (groups,) if isinstance(groups, str) else tuple(sorted(set(groups)))
         found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
         return stack_layers(found)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hooks.errors import StageError
 from interp.common.words import number_ranges
 from interp.tensors.capture_data import CaptureData
-from interp.tensors.selection import layer_numbers
+from interp.tensors.selection import asked_layers
 
 
 def rotating_layers(cap: CaptureData, layers: int | Sequence[int] | None = None) -> tuple[int, ...]:
@@ -15,12 +15,12 @@ def rotating_layers(cap: CaptureData, layers: int | Sequence[int] | None = None)
         StageError: one that was asked for is not captured or does not rotate, or none does.
     """
     turning = tuple(layer for layer in cap.layers if "rope" in cap.steps(layer))
-    chosen = turning if layers is None else layer_numbers(layers)
+    chosen = turning if layers is None else asked_layers(cap.layers, layers)
     for layer in chosen or cap.layers[:1]:
         check_rotation_seen(cap, layer)
     still = [layer for layer in chosen if "rope" not in cap.steps(layer)]
     if still or not chosen:
-        what = f"layer {still[0]} does not rotate" if still else "no layer was asked for, or none rotates"
+        what = f"layer {still[0]} does not rotate" if still else "none rotates"
         raise StageError(f"{what}; layers of this capture that rotate: {number_ranges(turning) or 'none'}")
     return chosen
 

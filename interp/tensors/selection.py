@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooks.errors import PositionError, StageError
+from interp.common.words import number_ranges
 
 Choice = int | slice | Sequence[int] | None
 
@@ -23,6 +24,20 @@ def layer_numbers(layers: int | Iterable[int]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(operator.index(layer) for layer in several))
     except TypeError:
         raise StageError(f"layers={layers!r}: give the number of a layer, several numbers, or None for all") from None
+
+
+def asked_layers(held: Sequence[int], layers: int | Iterable[int] | None) -> tuple[int, ...]:
+    """The layers asked for, which None leaves at all that are held.
+
+    Raises:
+        StageError: none, or something that is no whole number.
+    """
+    chosen = tuple(held) if layers is None else layer_numbers(layers)
+    if not chosen:
+        raise StageError(
+            f"no layer was asked for: name at least one of {number_ranges(held) or 'none'}, or leave out layers for all"
+        )
+    return chosen
 
 
 def part_of(

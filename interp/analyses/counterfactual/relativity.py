@@ -12,6 +12,7 @@ from hooks.errors import InputError, StageError
 from hooks.functional.visible import visible_keys
 from interp.analyses.counterfactual.recompute import recompute
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR
+from interp.common.finite import not_finite
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
@@ -71,10 +72,7 @@ def relativity_error(
             }
             out["score_std"][row, head] = float(scores[0].std(correction=0))
             if not np.isfinite(out["score_std"][row, head]):
-                raise InputError(
-                    f"scores of layer {layer}, head {head} hold NaN or infinity: look for an overflow upstream, or "
-                    "capture in float32 or bfloat16"
-                )
+                raise not_finite(f"scores of layer {layer}, head {head} hold NaN or infinity")
             for column, shift in enumerate(moves):
                 change = (scores[shift] - scores[0]).double()
                 out["score_change_rms"][row, head, column] = float(change.square().mean().sqrt())

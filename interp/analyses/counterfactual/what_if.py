@@ -163,8 +163,9 @@ def _measure(
 ) -> xr.Dataset:
     """Statistics of one layer as `Capture.statistics` computes them."""
     w_o = None if v is None else cap.constants(layer).w_o
-    at: dict[str, Any] = {"query_positions": cap.positions, "key_positions": cap.positions}
-    return attention_statistics(q, k, spec, v=v, w_o=w_o, groups=groups, **at)
+    return attention_statistics(
+        q, k, spec, v=v, w_o=w_o, groups=groups, query_positions=cap.positions, key_positions=cap.positions
+    )
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from hooks.errors import InputError, StageError
+from hooks.errors import InputError
 from interp.analyses.heads.copies import Copies
 from interp.analyses.heads.retrieval import check_needle
 from interp.analyses.heads.schema import KINDS, SCORES, TYPICAL_HEADS
@@ -14,7 +14,7 @@ from interp.analyses.heads.scores import TextFacts, layer_scores
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
-from interp.tensors.selection import layer_numbers
+from interp.tensors.selection import asked_layers
 from interp.texts.needles import Needle
 
 
@@ -42,9 +42,7 @@ def head_summary(
         StageError: no layer, or one that was not captured.
         InputError: fewer than two tokens, scores that are not finite, or a needle that is not in this text.
     """
-    chosen = cap.layers if layers is None else layer_numbers(layers)
-    if not chosen:
-        raise StageError(f"no layer was asked for: this capture holds {list(cap.layers)}")
+    chosen = asked_layers(cap.layers, layers)
     if len(cap.positions) < 2:
         raise InputError(f"{len(cap.positions)} token: heads show from 2 tokens on; capture with a larger n_tokens")
     if needle is not None:

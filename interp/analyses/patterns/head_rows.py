@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks import AttentionSpec
-from hooks.errors import InputError, PositionError
+from hooks.errors import PositionError
 from hooks.functional.scores import finish_scores
+from interp.common.finite import not_finite
 from interp.measure.visibility import Visibility
 from interp.tensors.capture_data import CaptureData
 
@@ -79,10 +80,7 @@ class HeadRows:
                 out[part] = torch.logaddexp(out[part], self.scores(chosen, keys).logsumexp(-1))
         if not bool(torch.isfinite(out).all()):
             row = int(rows[~torch.isfinite(out)][0])
-            raise InputError(
-                f"{self.name}: the scores of query {row} are not finite. q or k holds NaN or infinity there: look for "
-                "an overflow upstream, or capture in float32 or bfloat16."
-            )
+            raise not_finite(f"{self.name}: the scores of query {row} are not finite, for q or k hold NaN or infinity")
         return out
 
     def blocks(

@@ -16,6 +16,7 @@ from hooks.memory import free_bytes
 from interp.analyses.position.correlation import correlations
 from interp.analyses.position.schema import FREQUENCY_BIAS
 from interp.common.binning import bin_starts, ratio
+from interp.common.finite import check_finite
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import named_layer
@@ -200,7 +201,7 @@ def _measure(
     out: dict[str, np.ndarray],
 ) -> None:
     """Fill the arrays of one layer."""
-    _check_finite(q=q, k=k)
+    check_finite(rows="position", q=q, k=k)
     n, n_pairs, group = q.shape[0], pairs.inv_freq.numel(), q.shape[1] // k.shape[1]
     low, high = reach(spec, n)
     seen = slice(low - int(grid.distance[0]), high - int(grid.distance[0]) + 1)
@@ -290,14 +291,3 @@ def _chosen_heads(heads: int | Sequence[int] | None, n_heads: int) -> np.ndarray
         what = f"no head {wrong[0]}" if len(wrong) else "no head was asked for"
         raise StageError(f"{what}: the heads are 0 to {n_heads - 1}")
     return chosen
-
-
-def _check_finite(**tensors: Tensor) -> None:
-    """Raise an InputError that says where a tensor first is not finite."""
-    for name, x in tensors.items():
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(x))).all()):
-            row, head, _ = (~torch.isfinite(x)).nonzero()[0].tolist()
-            raise InputError(
-                f"{name} holds NaN or infinity, first at position {row}, head {head}: nothing can be measured. Look "
-                "for an overflow upstream, or capture in float32 or bfloat16"
-            )

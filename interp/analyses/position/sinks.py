@@ -11,7 +11,7 @@ from interp.analyses.position.received import queries_seeing
 from interp.analyses.position.schema import FIRST_TOKEN_MASS, SINK_RATE
 from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
-from interp.tensors.selection import layer_numbers
+from interp.tensors.selection import asked_layers
 
 # The share of attention on the first token above which a head counts as a sink head (arXiv 2410.10781).
 SINK_THRESHOLD = 0.3
@@ -29,7 +29,7 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
 
     Source: the sink rate of arXiv 2410.10781 with k = 1.
     """
-    chosen = cap.layers if layers is None else layer_numbers(layers)
+    chosen = asked_layers(cap.layers, layers)
     mass = cap.statistics(chosen)["sink_mass"].sel(sink_size=1)
     n = mass.sizes["query"]
     means = []

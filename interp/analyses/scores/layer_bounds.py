@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooks import AttentionSpec, HookedTransformerConfig
-from hooks.errors import InputError, StageError, TextError
+from hooks.errors import InputError, TextError
 from interp.analyses.scores.bound import score_bound
 from interp.analyses.scores.schema import BOUND_BY_DISTANCE
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
-from interp.tensors.selection import layer_numbers
+from interp.tensors.selection import asked_layers
 
 NO_LIMIT = "nothing limits q and k: this layer has no QK-norm, no clip and no soft-cap"
 
@@ -157,9 +157,7 @@ def chosen_layers(cap: CaptureData, layers: int | Sequence[int] | None) -> tuple
         StageError: no layer, or one that the capture does not hold.
         TextError: fewer than two tokens.
     """
-    chosen = cap.layers if layers is None else layer_numbers(layers)
-    if not chosen:
-        raise StageError("no layer was asked for: name at least one, or leave out layers for all that were captured")
+    chosen = asked_layers(cap.layers, layers)
     for layer in chosen:
         cap.steps(layer)
     if len(cap.positions) < 2:

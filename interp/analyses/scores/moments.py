@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,18 +84,17 @@ def score_shape(
         positions: position of each token, by which ALiBi goes; by default its index.
     """
     spec = replace(spec, sinks=None)
-    heads = q.shape[1]
-    at: dict[str, Any] = {"query_positions": positions, "key_positions": positions}
+    heads, measure = q.shape[1], partial(attention_statistics, query_positions=positions, key_positions=positions)
     centre, spread = np.zeros(heads), np.ones(heads)
     if spec.softcap is None:
         rough = known
         if rough is None:
             some = torch.linspace(0, len(q) - 1, min(_ROUGH_QUERIES, len(q))).long()
-            rough = ScoreMoments.of(attention_statistics(q, k, spec, groups=("distances",), queries=some, **at))
+            rough = ScoreMoments.of(measure(q, k, spec, groups=("distances",), queries=some))
         centre, spread = rough.mean, np.where(rough.std > 1e-6 * rough.largest, rough.std, 1.0)
         q, k, spec = _standardised(q, k, spec, centre, spread)
     groups = ("distances", "scores") if known is None else ("scores",)
-    ds = attention_statistics(q, k, spec, groups=groups, **at)
+    ds = measure(q, k, spec, groups=groups)
     exact = known
     if exact is None:
         z = ScoreMoments.of(ds)

@@ -10,12 +10,12 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks.errors import InputError
 from interp.analyses.patterns.head_rows import HeadRows
 from interp.analyses.scores.by_variant import largest_product
 from interp.analyses.scores.layer_bounds import bound_reason, chosen_layers, layer_bound, linear, vector_bounds
 from interp.analyses.scores.moments import PerHead, ScoreMoments
 from interp.analyses.scores.schema import PRECISION_COST
+from interp.common.finite import check_finite
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.measure.subsampling import sample_rows
@@ -135,13 +135,7 @@ def _count(queries: int | Sequence[int] | None) -> int | Sequence[int] | None:
 
 def _head_cost(exact: HeadRows, rows: Int[Tensor, " row"]) -> dict[str, list[float]]:
     """What rounding q and k to each format costs one head, on some of its queries."""
-    for name, x in (("q", exact.q), ("k", exact.k)):
-        if not bool(torch.isfinite(x).all()):
-            at = int((~torch.isfinite(x)).any(-1).nonzero()[0])
-            raise InputError(
-                f"{exact.name}: {name} holds NaN or infinity, first at position {at}, so there is nothing to round. "
-                "Look for an overflow upstream, or capture in float32 or bfloat16."
-            )
+    check_finite(rows="position", of=f"{exact.name}: ", q=exact.q, k=exact.k)
     variants = [replace(exact, q=p.rounded(exact.q), k=p.rounded(exact.k)) for p in PRECISIONS.values()]
     tallies = [_Tally(precision.limit) for precision in PRECISIONS.values()]
     height = max(_CELLS // len(exact.k), 1)
