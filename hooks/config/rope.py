@@ -43,6 +43,7 @@ _OPTIONAL: dict[str, frozenset[str]] = {
     "proportional": frozenset({"factor"}),
 }
 _USED = {name: _EVERY_TYPE | fields | _OPTIONAL.get(name, frozenset()) for name, fields in _REQUIRED.items()}
+_MAKE_ATTENTION_FACTOR = ("factor", "mscale", "mscale_all_dim", _LENGTH, "max_position_embeddings")
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 
 # field: (test, what the error says is allowed)
@@ -261,6 +262,8 @@ class RopeConfig:
             # How one schedule stretches says nothing about another; what it stretches from does.
             for name in ("factor", "attention_factor"):
                 offered[name] = None
+        if any(getattr(self, name) not in (None, getattr(own, name)) for name in _MAKE_ATTENTION_FACTOR):
+            offered["attention_factor"] = None  # it was computed from what is another value now
         filled = {
             name: value
             for name, value in offered.items()

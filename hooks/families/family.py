@@ -5,19 +5,18 @@ dropped in silence; what the row reads and the file leaves out is a default of t
 ``cfg.provenance``.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from hooks.checks import shown, whole
-from hooks.config.rope import RopeConfig
 from hooks.config.rules import MOST_LAYERS
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, RopescopeError
-
-Rope = RopeConfig | dict[str, RopeConfig | None] | None
+from hooks.families.rotation import Rope, RopeReader
+from hooks.families.settings import Settings
 
 # What a config.json carries for training, generation, serialisation or other frameworks; no forward pass reads it.
 _BOOKKEEPING = """
@@ -34,92 +33,8 @@ _BOOKKEEPING = """
     begin_suppress_tokens auto_map cache_implementation hidden_dropout classifier_dropout
 """
 BOOKKEEPING = frozenset(_BOOKKEEPING.split())
-# What RopeConfig.from_hf reads beside the keys of each family.
-ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"})
-
-
-class Settings(Mapping[str, Any]):
-    """A config.json whose reads are remembered; null counts as absent, and absent as the family's default."""
-
-    def __init__(self, raw: Mapping[str, Any], family: "Family"):
-        self.raw = {key: value for key, value in raw.items() if value is not None}
-        self.null = raw.keys() - self.raw.keys()
-        self.family = family
-        self.read: set[str] = set()
-        self.provenance: dict[str, str] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
-        if key in self.raw:
-            return self.raw[key]
-        if key in self.family.defaults:
-            value = self.family.defaults[key]
-            self.provenance[key] = f"{value}: not in the file; the default in transformers' {self.family.source}"
-            return value
-        raise KeyError(key)
-
-    def optional(self, key: str) -> Any:
-        """A setting for which null has a meaning of its own, "none"; None as well where neither file nor row has it."""
-        self.read.add(key)
-        return None if key in self.null or not (key in self.raw or key in self.family.defaults) else self[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.raw)
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
 
 Read = str | Callable[[Settings], Any]  # a config.json key, or a function of the whole file
-
-
-@dataclass(frozen=True)
-class RopeReader:
-    """Reads a family's rotation in any spelling that config.json files use; a missing base is its default, on record.
-
-    Attributes:
-        share: the config.json key for the share of a head that rotates; None where whole heads do.
-        interleaved: adjacent features form a pair.
-        nope_on_full: full layers do not rotate where the model has a window.
-        types: what transformers' code for the family runs; None = every rope_type.
-    """
-
-    share: str | None = None
-    interleaved: bool = False
-    nope_on_full: bool = False
-    types: tuple[str, ...] | None = None
-
-    def __call__(self, hf: Settings) -> Rope:
-        """The schedule, or one for each layer type; None where positions are not rotary."""
-        hf.read.update(ROPE_KEYS)
-        rope = RopeConfig.from_hf(self._with_defaults(hf))
-        if isinstance(rope, dict):
-            return {name: each and self._finish(each, hf) for name, each in rope.items()}
-        rope = rope and self._finish(rope, hf)
-        if self.nope_on_full and hf.optional("sliding_window") is not None:
-            return {"sliding_attention": rope, "full_attention": None}
-        return rope
-
-    def _with_defaults(self, hf: Settings) -> dict[str, Any]:
-        """The file, with what its family assumes where it says nothing."""
-        blocks = {"rope_parameters", "rope_scaling"} & hf.raw.keys()
-        assumed = ["rope_parameters"] if not blocks else []
-        assumed += [] if "rope_parameters" in blocks else ["rope_theta", "rotary_emb_base", "rope_local_base_freq"]
-        assumed += ["original_max_position_embeddings"] if blocks else []
-        return {**hf.raw, **{key: hf[key] for key in assumed if key in hf.family.defaults}}
-
-    def _finish(self, rope: RopeConfig, hf: Settings) -> RopeConfig:
-        """One schedule with the family's own share and pairing, checked against what its code runs."""
-        family = hf.family.model_type
-        if self.types is not None and rope.rope_type not in self.types:
-            raise ConfigError(f"rope_type={rope.rope_type!r}: transformers' {family} runs {', '.join(self.types)} only")
-        if self.share is not None:
-            hf.read.add(self.share)
-            if rope.partial_rotary_factor is None:
-                rope = replace(rope, partial_rotary_factor=hf[self.share])
-        elif rope.partial_rotary_factor not in (None, 1.0) and rope.rope_type != "proportional":
-            raise ConfigError(f"partial_rotary_factor={rope.partial_rotary_factor}: {family} rotates whole heads only")
-        return replace(rope, interleaved=True) if self.interleaved else rope
 
 
 @dataclass(frozen=True)
@@ -208,7 +123,7 @@ class Family:
     ignored_weights: tuple[str, ...] = ()
     fixed_weights: Mapping[str, float] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    rope: Callable[[Settings], Rope] = RopeReader()
+    rope: Callable[[Settings], Rope] = field(default_factory=RopeReader)
     nested: str | None = None
     gguf: GGUFLayout | None = None
 
@@ -275,5 +190,6 @@ def _refuse_unknown(settings: Settings, ignored_keys: Collection[str]) -> None:
         said = ", ".join(f"{key}={shown(value)}" for key, value in unknown.items())
         raise ConfigError(
             f"unknown key in the config of this {family.model_type} model: {said}; it may change what the "
-            f"model computes, so nothing was loaded (if it does not: from_pretrained(…, ignore_config_keys={tuple(unknown)!r}))"
+            f"model computes, so nothing was loaded (if it does not: from_pretrained(…, "
+            f"ignore_config_keys={tuple(unknown)!r}))"
         )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hooks.families.family import Family, RopeReader
+from hooks.families.family import Family
 from hooks.families.readers import (
     ATTENTION_BIAS,
     DEFAULTS,
@@ -19,6 +19,7 @@ from hooks.families.readers import (
     optional,
     weights,
 )
+from hooks.families.rotation import RopeReader
 
 _DEFAULTS: dict[str, Any] = {**DEFAULTS, "layer_norm_eps": 1e-5}
 # These split q into a rotated part of a fixed width, which a proportional schedule does not have.

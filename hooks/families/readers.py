@@ -9,7 +9,8 @@ from torch import Tensor
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError
-from hooks.families.family import Part, PerHead, Read, Settings, Source
+from hooks.families.family import Part, PerHead, Read, Source
+from hooks.families.settings import Settings
 
 _ACTIVATIONS = {
     "silu": "silu",

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from hooks.families.family import Family, RopeReader, Settings
+from hooks.families.family import Family
 from hooks.families.readers import (
     ATTENTION_BIAS,
     DEFAULTS,
@@ -23,6 +23,8 @@ from hooks.families.readers import (
     switched_window,
     weights,
 )
+from hooks.families.rotation import RopeReader
+from hooks.families.settings import Settings
 from hooks.modules.activations import XIELU_BETA, XIELU_EPS
 
 
@@ -91,6 +93,7 @@ OLMO3 = Family(
         "rope_theta": 500_000.0,
     },
     weights=weights(POST_NORMS, QK_NORMS),
+    rope=RopeReader(local_theta="rope_theta"),
 )
 GEMMA2 = Family(
     model_type="gemma2",

@@ -30,6 +30,7 @@ from hooks.families.readers import (
     switched_window,
     weights,
 )
+from hooks.families.rotation import RopeReader
 
 __all__ = ["FAMILIES", "LIMITS", "config_from_hf", "family_of"]
 
@@ -122,6 +123,7 @@ GEMMA3_TEXT = Family(
     # attn_logit_softcapping is stored by Gemma 3 and reaches no score: modeling_gemma3.py passes no softcap on.
     ignored=frozenset({"attn_logit_softcapping", "hidden_act", "rope_local_base_freq"}),
     weights=weights(SANDWICH_NORMS, QK_NORMS),
+    rope=RopeReader(local_theta="rope_local_base_freq"),
     gguf=GGUFLayout(
         "gemma3",
         norm_plus_one=True,
@@ -174,6 +176,7 @@ HUNYUAN_V1_DENSE = Family(
     },
     ignored=frozenset(_HUNYUAN_IGNORED.split()),
     weights=weights({"attn.q_norm": "self_attn.query_layernorm", "attn.k_norm": "self_attn.key_layernorm"}, PRE_NORMS),
+    rope=RopeReader(alpha=True),
     gguf=GGUFLayout("hunyuan-dense"),
 )
 
