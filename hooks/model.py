@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
+from hooks.base.inputs import check_predicts, padding_mask, token_positions
 from hooks.base.lens_surface import LensMixin
 from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll
 from hooks.base.module import NamedHooksModule
@@ -229,8 +230,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             attention_mask: 1 where a token is real, 0 where it is padding.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
         """
-        key_mask = self._key_mask(tokens, attention_mask)
-        positions = self._positions(tokens, position_ids, key_mask)
+        key_mask = padding_mask(attention_mask, tokens)
+        positions = token_positions(position_ids, tokens, key_mask)
         last = int(positions.max()) + 1
         if last > self.cfg.n_ctx:
             warnings.warn(
@@ -243,31 +244,6 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         dtype = torch.promote_types(self.dtype, torch.float32) if exact else self.dtype
         rotations = {t: rotary(positions, length=rope_length, dtype=dtype) for t, rotary in self.rotary.items()}
         return AttentionContext(positions, rotations, key_mask)
-
-    def _key_mask(self, tokens: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """The padding mask as bool, or None when nothing is padding."""
-        if attention_mask is None:
-            return None
-        if attention_mask.shape != tokens.shape:
-            raise InputError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, tokens {tuple(tokens.shape)}; "
-                "give one 0 or 1 per token"
-            )
-        mask = attention_mask.to(tokens.device).bool()
-        return None if bool(mask.all()) else mask
-
-    def _positions(self, tokens: Tensor, position_ids: Tensor | None, key_mask: Tensor | None) -> Tensor:
-        """[batch pos] positions, checked."""
-        if position_ids is None:
-            if key_mask is not None:
-                return (key_mask.long().cumsum(-1) - 1).clamp(min=0)
-            return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        positions = torch.as_tensor(position_ids, device=tokens.device)
-        if positions.shape not in (tokens.shape, tokens.shape[1:], (1, tokens.shape[1])):
-            raise InputError(f"position_ids has shape {tuple(positions.shape)}, tokens {tuple(tokens.shape)}")
-        if positions.is_floating_point() or bool((positions < 0).any()):
-            raise InputError(f"position_ids must be integers ≥ 0, not {positions.dtype} from {positions.min().item()}")
-        return positions.expand(tokens.shape)
 
     def forward(
         self,
@@ -296,6 +272,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         check_return_type(return_type)
         ids = self._check_tokens(tokens)
         context = self.context(ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length)
+        if return_type in ("loss", "both") and not loss_per_token:
+            check_predicts(ids, context.key_mask)
         resid = self.embed_tokens(ids)
         for block in self.blocks:
             resid = block(resid, context)

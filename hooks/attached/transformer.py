@@ -19,6 +19,7 @@ from hooks.attached.interface import HANDLER, IMPLEMENTATION
 from hooks.attached.points import AttachedAttention, AttachedBlock, LayerContext, Pass
 from hooks.attached.probe import LayerFacts
 from hooks.attached.registry import AttachedRegistry
+from hooks.base.inputs import check_predicts, padding_mask, token_positions
 from hooks.base.losses import check_return_type, mean_loss, next_token_nll
 from hooks.base.module import NamedHooksModule
 from hooks.base.tokenizing import TokenizingMixin
@@ -139,6 +140,8 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         check_return_type(return_type)
         ids = self._check_tokens(tokens)
         call, positions = self._call(ids, position_ids, attention_mask, inputs)
+        if return_type in ("loss", "both") and not loss_per_token:
+            check_predicts(ids, padding_mask(attention_mask, ids))
         with self._at(positions):
             if return_type == "logits":
                 return self._with_head(call).logits
@@ -205,18 +208,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
                 raise InputError(
                     f"{type(self.original_model).__name__} takes no input {name!r}; it takes {sorted(known)}"
                 )
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(ids)
-        if mask.shape != ids.shape:
-            raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, tokens {tuple(ids.shape)}; give one 0 or 1 per token"
-            )
+        real = padding_mask(attention_mask, ids)
+        mask = torch.ones_like(ids) if real is None else real.to(ids)
         call = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **inputs}
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        if position_ids is not None:
-            positions = torch.as_tensor(position_ids, device=ids.device).expand(ids.shape)
-        elif not bool(mask.all()):
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        if position_ids is not None or not bool(mask.all()):
+        positions = token_positions(position_ids, ids, real)
+        if position_ids is not None or real is not None:
             call["position_ids"] = positions
         return call, positions
 

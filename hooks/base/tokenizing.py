@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hooks.base.inputs import token_ids
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import InputError, TokenizerError
 
@@ -83,16 +84,7 @@ class TokenizingMixin:
         """Token ids as [batch pos] on the model's device; text goes through the tokenizer."""
         if isinstance(tokens, str):
             tokens = self.to_tokens(tokens)
-        ids = torch.as_tensor(tokens, device=self.device)
-        ids = ids[None] if ids.ndim == 1 else ids
-        if ids.ndim != 2 or ids.numel() == 0 or ids.is_floating_point():
-            raise InputError(f"tokens must be integer ids of shape [batch, pos], not {ids.dtype} {tuple(ids.shape)}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.cfg.d_vocab:
-            raise InputError(
-                f"token id {low if low < 0 else high} is outside this model's vocabulary of {self.cfg.d_vocab}"
-            )
-        return ids
+        return token_ids(tokens, self.cfg.d_vocab, self.device)
 
     def to_single_token(self, string: str) -> int:
         """The id of a text that is exactly one token, BOS not counted.

@@ -1,0 +1,125 @@
+"""What a forward pass may be given: token ids, positions and a padding mask, checked once for both kinds of model."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hooks.checks import shown
+from hooks.errors import InputError
+
+_IDS = (torch.int64, torch.int32)
+
+
+def token_ids(tokens: Any, d_vocab: int, device: torch.device) -> Int[Tensor, "batch pos"]:
+    """Token ids as [batch pos] on a device.
+
+    Args:
+        tokens: [batch pos] or [pos], as a tensor of int64 or int32, an array or a list.
+        d_vocab: how many ids there are.
+        device: where they go.
+
+    Raises:
+        InputError: no ids, ids of another type or shape, or outside the vocabulary.
+    """
+    if isinstance(tokens, list | tuple) and tokens and isinstance(tokens[0], str):
+        raise InputError(f"tokens={shown(tokens)}: give one text, or the ids of several as one tensor [batch, pos]")
+    ids = _as_tensor("tokens", tokens, device, "integer ids of shape [batch, pos]")
+    ids = ids[None] if ids.ndim == 1 else ids
+    if ids.ndim != 2 or ids.numel() == 0 or ids.dtype not in _IDS:
+        hint = "" if ids.dtype in _IDS or ids.is_floating_point() else "; tokens.long() makes int64 of whole numbers"
+        raise InputError(
+            f"tokens must be integer ids of shape [batch, pos], int64 or int32, not {ids.dtype} {tuple(ids.shape)}"
+            f"{hint}"
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= d_vocab:
+        raise InputError(f"token id {low if low < 0 else high} is outside this model's vocabulary of {d_vocab}")
+    return ids
+
+
+def padding_mask(attention_mask: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"] | None:
+    """Which tokens are real, or None when all are.
+
+    Args:
+        attention_mask: bool, or 1 and 0; one a token.
+        tokens: give shape and device.
+
+    Raises:
+        InputError: no tensor, another shape, or other values: numbers of packed documents, or an additive mask.
+    """
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor):
+        raise InputError(f"attention_mask={shown(attention_mask)}: give a tensor of 0 and 1, or bool, one per token")
+    if attention_mask.shape != tokens.shape:
+        raise InputError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, tokens {tuple(tokens.shape)}; "
+            "give one 0 or 1 per token"
+        )
+    mask = attention_mask.to(tokens.device)
+    real = mask == 1
+    other = mask[~(real | (mask == 0))]
+    # Zeros alone in a floating type are an additive mask that hides nothing, the opposite of what they would say here.
+    if other.numel() or (mask.is_floating_point() and not bool(real.any())):
+        found = other[0].item() if other.numel() else "only 0.0"
+        raise InputError(
+            f"attention_mask holds {found} ({mask.dtype}): give 1 (or True) where a token is real and 0 where it is "
+            "padding; documents packed into one row, and additive masks, cannot be said with it"
+        )
+    return None if bool(real.all()) else real
+
+
+def token_positions(
+    position_ids: Any, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None
+) -> Int[Tensor, "batch pos"]:
+    """Position of each token: those given, or counted from 0, or from the first token that is not padding.
+
+    Args:
+        position_ids: [batch pos], [1 pos] or [pos]; they rise along each row.
+        tokens: give shape and device.
+        real: False where a token is padding.
+
+    Raises:
+        InputError: another shape or type, a negative position, or positions that start again inside a row.
+    """
+    if position_ids is None:
+        if real is not None:
+            return (real.long().cumsum(-1) - 1).clamp(min=0)
+        return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    positions = _as_tensor("position_ids", position_ids, tokens.device, "integers ≥ 0, one per token")
+    if positions.shape not in (tokens.shape, tokens.shape[1:], (1, tokens.shape[1])):
+        raise InputError(f"position_ids has shape {tuple(positions.shape)}, tokens {tuple(tokens.shape)}")
+    whole = not (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool)
+    if not whole or bool((positions < 0).any()):
+        lowest = f" from {positions.min().item()}" if whole else ""
+        raise InputError(f"position_ids must be integers ≥ 0, not {positions.dtype}{lowest}")
+    positions = positions.long().expand(tokens.shape)
+    falls = positions[:, 1:] < positions[:, :-1]
+    if real is not None:
+        falls = falls & real[:, 1:] & real[:, :-1]
+    if bool(falls.any()):
+        row, at = falls.nonzero()[0].tolist()
+        raise InputError(
+            f"position_ids fall from {int(positions[row, at])} to {int(positions[row, at + 1])} inside row {row}: "
+            "texts packed into one row would see each other here; give each a row of its own, with an attention_mask"
+        )
+    return positions
+
+
+def check_predicts(tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> None:
+    """Raise an InputError where no real token follows another, so that there is no mean loss."""
+    pairs = tokens.shape[1] > 1 if real is None else bool((real[:, 1:] & real[:, :-1]).any())
+    if not pairs:
+        raise InputError(
+            f"no loss: none of the tokens {tuple(tokens.shape)} follows another that is not padding; give two or more"
+        )
+
+
+def _as_tensor(name: str, given: Any, device: torch.device, what: str) -> Tensor:
+    """A tensor on a device, whatever it came as."""
+    try:
+        return torch.as_tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{name}={shown(given)}: give {what}") from error
