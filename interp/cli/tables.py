@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hooks.errors import InputError
-from interp.cli.options import MODELS
+from interp.cli.options import MODELS, check_model
 
 if TYPE_CHECKING:
     from hooks.base.registry import HookInfo
@@ -25,6 +25,7 @@ def hooks(
     ] = None,
 ) -> None:
     """Print every hook point of a model: name, aliases, axes, shape, when it fires, what it holds."""
+    check_model(model)
     from hooks import HookedTransformer
 
     loaded = HookedTransformer.from_pretrained(model)
