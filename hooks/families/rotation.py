@@ -107,8 +107,8 @@ class RopeReader:
         if local_theta == "rope_theta" and "rope_theta" not in sliding and shared != hf.family.defaults["rope_theta"]:
             raise ConfigError(
                 f"rope_theta={shown(shared)} at the top level: transformers' {hf.family.model_type} gives it to its "
-                f"full layers and {hf.family.defaults['rope_theta']:g} to the sliding ones; write rope_theta under each "
-                "layer type of rope_parameters"
+                f"full layers and {hf.family.defaults['rope_theta']:g} to the sliding ones; write rope_theta under "
+                "each layer type of rope_parameters"
             )
         full |= scaling
         for entry, key in ((full, "rope_theta"), (sliding, local_theta)):

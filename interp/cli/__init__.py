@@ -2,3 +2,7 @@
 
 May import: everything.
 """
+
+from interp.cli.command import main
+
+__all__ = ["main"]

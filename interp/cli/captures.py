@@ -46,7 +46,8 @@ def capture(
 
     Run it again, or `ropescope resume DIR`, after it was stopped: it goes on from the last finished layer.
     """
-    options.check_run_options(tokens, dtype)
+    options.check_run_options(tokens, dtype, model)
+    options.check_place(out)
     chosen = options.numbers(layers, "--layers")
     from interp.texts.texts import read_text, standard_text
 
@@ -65,6 +66,7 @@ def capture(
 
 def resume(directory: _Directory, force: _Force = False) -> None:
     """Go on with a capture that was stopped, from its directory alone."""
+    options.check_capture(directory)
     from interp.storage.manifest import read_manifest
 
     manifest = read_manifest(Path(directory))
@@ -86,6 +88,7 @@ def info(
     verify: Annotated[bool, typer.Option("--verify", help="Read every file again and compare its SHA-256.")] = False,
 ) -> None:
     """Print what a capture holds; with --verify, check every byte of it (exit status 1 names the bad files)."""
+    options.check_capture(directory)
     from hooks.errors import CaptureDamagedError
     from interp.captures import open_capture
     from interp.storage.manifest import read_manifest

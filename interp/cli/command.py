@@ -11,6 +11,7 @@ import typer
 from hooks.errors import InputError, RopescopeError
 from interp.cli import captures, comparing, options, tables
 from interp.cli.options import MODELS, Device, Dtype, InterruptedRunError, TextFile, fail
+from interp.cli.output import sturdy_output
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -63,13 +64,18 @@ def report(
     """Write one HTML file on the attention of a model in a text, or of a capture."""
     started = time.monotonic()
     tokens_asked = _TOKENS if tokens is None else tokens
-    options.check_run_options(tokens_asked, dtype)
+    source = _MODEL if model is None else model
+    options.check_run_options(tokens_asked, dtype, source)
     chosen_layers, chosen_heads = options.numbers(layers, "--layers"), options.numbers(heads, "--heads")
     from interp.common.files import check_writable
 
     check_writable(out)
+    if csv is not None:
+        options.check_place(csv)
     if capture is None:
-        cap = _captured(model or _MODEL, text, tokens_asked, chosen_layers, chosen_heads, device, dtype)
+        cap = _captured(
+            _MODEL if model is None else model, text, tokens_asked, chosen_layers, chosen_heads, device, dtype
+        )
     else:
         given = {"--model": model, "--text": text, "--tokens": tokens, "--device": device, "--dtype": dtype}
         clash = [option for option, value in given.items() if value is not None]
@@ -94,6 +100,15 @@ app.command(epilog=tables.STATS_EPILOG)(tables.stats)
 def main() -> NoReturn:
     """Entry point: an error is one line on stderr and an exit status, never a traceback."""
     warnings.showwarning = options.note
+    with sturdy_output() as failure:
+        status = _run()
+        if status == 0 and (why := failure()) is not None:
+            fail(why, 1)
+    sys.exit(status)
+
+
+def _run() -> int:
+    """Run the command that was called; gives the exit status, or leaves with one line on what is wrong."""
     try:
         status = app(prog_name="ropescope", standalone_mode=False) or 0
     except KeyboardInterrupt:
@@ -104,16 +119,26 @@ def main() -> NoReturn:
         fail(error, 1)
     except MemoryError:
         fail("out of memory: read fewer tokens (--tokens), or fewer layers (--layers)", 1)
+    except OSError as error:
+        fail(options.system_error(error), 1)
     except Exception as error:
-        if type(error).__name__ == "Abort":
-            status = 130
-        elif (usage := getattr(error, "format_message", None)) is not None:
-            fail(f"{usage()} See ropescope --help.", 2)
-        else:
+        if (usage := getattr(error, "format_message", None)) is not None:
+            fail(f"{usage()} {_hint(error)}See ropescope --help.", 2)
+        if type(error).__name__ != "Abort":
             raise
+        status = 130
     if status == 130:
         fail("interrupted; nothing was written", 130)
-    sys.exit(status)
+    return status
+
+
+def _hint(error: Exception) -> str:
+    """What a usage error may have meant: a text or a capture, named without its option."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    if "unexpected extra argument" not in str(error) or command is None:
+        return ""
+    given = [option for option in ("--text", "--model", "--capture") if any(option in p.opts for p in command.params)]
+    return f"Name what it is with {', '.join(given[:-1])} or {given[-1]}. " if len(given) > 1 else ""
 
 
 def _captured(model, text, tokens, layers, heads, device, dtype) -> "Capture":
@@ -125,10 +150,10 @@ def _captured(model, text, tokens, layers, heads, device, dtype) -> "Capture":
     with options.status("loading libraries"):
         from hooks import HookedTransformer
         from interp.captures import capture
-        from interp.reporting.findings import check_heads
+        from interp.tensors.selection import head_numbers
     with options.status(f"loading {model}"):
         loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
-    check_heads(loaded.cfg.n_heads, heads)
+    head_numbers(heads, loaded.cfg.n_heads)
     cap = capture(loaded, source, n_tokens=tokens, layers=layers)
     options.note_short_text(len(cap.tokens), tokens)
     return cap
@@ -136,6 +161,7 @@ def _captured(model, text, tokens, layers, heads, device, dtype) -> "Capture":
 
 def _opened(directory: str, layers: list[int] | None) -> "Capture":
     """A capture on disk, or some of its layers."""
+    options.check_capture(directory)
     with options.status("loading libraries"):
         from interp.captures import open_capture
     cap = open_capture(directory)

@@ -22,6 +22,8 @@ def compare(
     ] = None,
 ) -> None:
     """Print the heads that differ most between two captures of the same tokens."""
+    for capture in (first, second):
+        options.check_capture(capture)
     if out is not None:
         from interp.common.files import check_writable
 
@@ -31,10 +33,12 @@ def compare(
         from interp.analyses.heads.comparison import ranked
         from interp.captures import open_capture
     a, b = open_capture(first), open_capture(second)
-    comparison = compare_captures(a, b, labels=(first, second))
+    # One capture held against itself: they need two names all the same.
+    names = (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
+    comparison = compare_captures(a, b, labels=names)
     table = ranked(comparison, by, heads).to_dataframe()
     # The same units as in the Dataset; three digits are enough to choose a head by.
-    typer.echo(f"heads by {by}, {second} − {first}:")
+    typer.echo(f"heads by {by}, {names[1]} − {names[0]}:")
     typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     if out is not None:
         from interp.reporting.page import report

@@ -1,11 +1,13 @@
 """What the commands share: reading options, a spinner, and one-line messages. Imports nothing heavy."""
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
-from hooks.errors import InputError
+from hooks import checks
+from hooks.errors import CaptureError, InputError, OutputError
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODELS = "gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file"
@@ -39,12 +41,54 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     return sorted(chosen)
 
 
-def check_run_options(tokens: int, dtype: str | None) -> None:
-    """Raise an InputError for a number of tokens or a type that no run can have."""
+def check_run_options(tokens: int, dtype: str | None, model: str) -> None:
+    """Raise an InputError for a number of tokens, a type or a model that no run can have."""
+    check_model(model)
     if tokens < 2:
         raise InputError(f"--tokens {tokens}: attention needs at least 2")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+
+
+def check_model(model: str) -> None:
+    """Raise an InputError for a model without a name."""
+    if not model.strip():
+        raise InputError(f"the model {model!r} has no name: give {MODELS}")
+
+
+def check_capture(directory: str) -> None:
+    """Raise a CaptureError if there is no capture at a path; at once, before anything heavy is imported."""
+    path = checks.path("the capture", directory, error=CaptureError)
+    try:
+        found = (path / "manifest.json").lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except OSError as error:
+        raise CaptureError(f"cannot read {directory!r}: {error.strerror}") from None
+    if found is None:
+        raise CaptureError(f"there is no capture in {directory!r}: it has no manifest.json")
+
+
+def check_place(path: str) -> None:
+    """Raise an OutputError for a path where no directory can be, before a model is loaded."""
+    place = checks.path("the path", path, error=OutputError)
+    try:
+        os.lstat(place)
+        os.lstat(place.absolute())
+    except FileNotFoundError:
+        os.getcwd()  # that itself may be gone
+    except OSError as error:
+        raise OutputError(f"cannot write {path!r}: {error.strerror}; choose another place") from None
+
+
+def system_error(error: OSError) -> str:
+    """What the system refused, in one line; the directory that a command stands in may be gone."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the current directory is not there any more: change to one that is"
+    where = "" if error.filename is None else f" {str(error.filename)!r}"
+    return f"the system refused{where}: {error.strerror or error}"
 
 
 def checked_device(name: str | None) -> str | None:

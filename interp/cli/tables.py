@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hooks.errors import InputError
-from interp.cli.options import MODELS
+from interp.cli.options import MODELS, check_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +31,7 @@ def hooks(
     ] = None,
 ) -> None:
     """Print every hook point of a model: name, aliases, axes, shape, when it fires, what it holds."""
+    check_model(model)
     from hooks import HookedTransformer
 
     loaded = HookedTransformer.from_pretrained(model)

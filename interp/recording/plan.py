@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooks import HookedTransformer, HookedTransformerConfig
+from hooks import HookedTransformer, HookedTransformerConfig, checks
 from hooks.attached.transformer import AttachedTransformer
 from hooks.errors import InputError, StageError, TextError
 from interp.common.words import number_ranges
@@ -85,9 +85,10 @@ def plan_capture(
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
     chosen = _chosen_layers(model.cfg, layers)
-    if loss and not getattr(model, "has_head", True):
+    if checks.flag("loss", loss) and not getattr(model, "has_head", True):
         raise StageError("this model was attached without its output head, so it has no loss: capture with loss=False")
-    stages = (stages,) if isinstance(stages, str) else stages
+    stages = _stage_names(stages)
+    n_tokens = None if n_tokens is None else checks.whole("n_tokens", n_tokens, at_least=2)
     steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
     tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
@@ -128,8 +129,6 @@ def _tokens_of(
             f"tokens must be one row of whole numbers, not shape {tuple(ids.shape)} of {ids.dtype!s}: "
             "capture one sequence at a time"
         )
-    if n_tokens is not None and n_tokens < 2:
-        raise InputError(f"n_tokens={n_tokens}: attention needs at least 2 tokens")
     if n_tokens is not None:
         ids = ids[:n_tokens]
     if len(ids) < 2:
@@ -148,6 +147,14 @@ def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | N
         if not 0 <= layer < cfg.n_layers:
             raise StageError(f"the model has no layer {layer}: its layers are 0 to {cfg.n_layers - 1}")
     return tuple(chosen)
+
+
+def _stage_names(stages: str | Iterable[str]) -> tuple[str, ...]:
+    """Stages, one or several, as a tuple; whether there are such stages is not asked."""
+    several = (stages,) if isinstance(stages, str) else stages
+    if not isinstance(several, Iterable) or isinstance(several, bytes | dict):
+        raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
+    return tuple(several)
 
 
 def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> None:

@@ -1,6 +1,6 @@
 """Every Dataset that a report draws, computed once, and why some could not be had."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import xarray as xr
@@ -33,17 +33,6 @@ class Analyses:
     received: xr.Dataset | None
     metrics: list[xr.DataArray]
     left_out: dict[str, str]
-
-
-def check_heads(n_heads: int, heads: Iterable[int] | None) -> list[int]:
-    """The chosen heads in order, or a StageError for one that the model does not have."""
-    chosen = list(range(n_heads)) if heads is None else sorted({int(head) for head in heads})
-    if not chosen:
-        raise StageError("no head was asked for: name at least one")
-    for head in chosen:
-        if not 0 <= head < n_heads:
-            raise StageError(f"the model has no head {head}: its heads are 0 to {n_heads - 1}")
-    return chosen
 
 
 def analyse(cap: CaptureData, heads: Sequence[int]) -> Analyses:

@@ -10,18 +10,20 @@ import numpy as np
 import xarray as xr
 
 from hooks.errors import InputError
+from interp.analyses.heads.comparison import check_same_text
 from interp.common.files import check_writable, write_text
 from interp.common.words import visible_text
 from interp.plots import png, theme
 from interp.reporting import figures as views
 from interp.reporting import page_data as report_data
 from interp.reporting import sentences
-from interp.reporting.findings import Analyses, analyse, check_heads
+from interp.reporting.findings import Analyses, analyse
 from interp.reporting.glossary import GLOSSARY
 from interp.reporting.measures import common
 from interp.reporting.second_capture import comparison_section
 from interp.reporting.tables import check_folder, head_table, write_tables
 from interp.tensors.capture_data import CaptureData
+from interp.tensors.selection import head_numbers
 
 _LONGEST_NAME = 80
 _LONGEST_VALUE = 600
@@ -31,7 +33,7 @@ def report(
     cap: CaptureData,
     path: str | Path,
     *,
-    heads: Iterable[int] | None = None,
+    heads: int | Iterable[int] | None = None,
     compare_with: CaptureData | None = None,
     csv: str | Path | None = None,
 ) -> Path:
@@ -42,7 +44,7 @@ def report(
         path: where to put it, in one step, never half written. A report that stands there is replaced; nothing else
             ever is.
         heads: which heads of each layer to show; None shows all.
-        compare_with: a second capture with the same layers and heads, held against the first throughout.
+        compare_with: a second capture of the same tokens, layers and heads, held against the first throughout.
         csv: a folder for the numbers as CSV tables, which replace earlier ones and nothing else; None writes none.
 
     Returns:
@@ -52,12 +54,12 @@ def report(
         OutputError: a file cannot be written, or one stands there that is no report or table of ours (checked before
             any computation).
         StageError: a head that the model does not have, or a capture that holds no loss.
-        InputError: the captures to compare differ in layers or heads.
+        InputError: the captures to compare differ in layers or heads, or read different tokens.
     """
     check_writable(path)
     if csv is not None:
         check_folder(csv)
-    chosen = check_heads(cap.cfg.n_heads, heads)
+    chosen = sorted(head_numbers(heads, cap.cfg.n_heads))
     if compare_with is not None:
         _check_comparable(cap, compare_with)
     found, second = analyse(cap, chosen), None
@@ -158,13 +160,14 @@ def _template():
 
 
 def _check_comparable(cap: CaptureData, other: CaptureData) -> None:
-    """Raise an InputError unless both captures have the same layers and heads."""
+    """Raise an InputError unless both captures have the same layers and heads, and read the same tokens."""
     for what, one, two in (
         ("layers", list(cap.layers), list(other.layers)),
         ("heads", cap.cfg.n_heads, other.cfg.n_heads),
     ):
         if one != two:
             raise InputError(f"the captures cannot be compared head by head: {what} {one} against {two}")
+    check_same_text(cap, other, ("the capture", "compare_with"))
 
 
 def _provenance(cap: CaptureData) -> dict[str, dict[str, str]]:

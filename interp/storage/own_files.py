@@ -20,6 +20,7 @@ _CONSTANT = re.compile(r"\d+\.(gain_[qk]|bias_[qk]|inv_freq|w_o|sinks)", re.ASCI
 _TEMPORARY = re.compile(r"\.ropescope-[a-z0-9_]{8}\.tmp", re.ASCII)
 # How whatever we write begins, a safetensors file after the 8 bytes of its header's length.
 _TENSORS_BEGIN = (f'{{"__metadata__":{{"{MARK}":"'.encode(), b'{"__metadata__":{"note":"{\\"key\\": ')
+_EARLIER_BEGIN = re.compile(rb'\{"(k\.\w+|residual|loss|positions|\d+\.\w+)":\{"dtype":"', re.ASCII)
 _JSON_BEGIN = tuple(x.encode() for x in (f'{{"{MARK}": "', '{\n "format": ', '{"token 0": "', '{"model": '))
 
 
@@ -41,7 +42,7 @@ def is_begun(path: Path) -> bool:
     """Whether a temporary file is one that a killed run left; an empty one of just such a name is as well."""
     with path.open("rb") as file:
         start = file.read(64)
-    if not start:
+    if not start or _EARLIER_BEGIN.match(start, 8):
         return bool(_TEMPORARY.fullmatch(path.name))
     cut = any(begin.startswith(start[8 : 8 + len(begin)]) for begin in _TENSORS_BEGIN) and len(start) > 8
     return cut or start.startswith(_JSON_BEGIN)

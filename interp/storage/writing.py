@@ -299,10 +299,15 @@ def _leftovers(directory: Path, manifest: Manifest, own: OwnFiles) -> list[str]:
     found = []
     for name in os.listdir(directory):
         left = name not in manifest.files and (name in layers or _STREAM.fullmatch(name) or Path(name).match(TEMPORARY))
-        spent = name == SOURCE and manifest.is_complete and has_json_mark(directory / name, "source")
+        spent = name == SOURCE and manifest.is_complete and is_own(directory / name, _has_source_mark)
         if spent or (left and is_own(directory / name, own)):
             found.append(name)
     return sorted(found)
+
+
+def _has_source_mark(path: Path) -> bool:
+    """Whether a file says, in this version's form, where a model came from."""
+    return has_json_mark(path, "source")
 
 
 def _check_room(directory: Path, n_bytes: int) -> None:

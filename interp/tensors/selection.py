@@ -1,12 +1,12 @@
 """Which layers, and which part of a captured tensor by position and head."""
 
-import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import PositionError, StageError
 from interp.common.words import number_ranges
 
@@ -19,11 +19,24 @@ def layer_numbers(layers: int | Iterable[int]) -> tuple[int, ...]:
     Raises:
         StageError: something that is no whole number.
     """
-    several = (layers,) if isinstance(layers, int | np.integer) else layers
-    try:
-        return tuple(dict.fromkeys(operator.index(layer) for layer in several))
-    except TypeError:
-        raise StageError(f"layers={layers!r}: give the number of a layer, several numbers, or None for all") from None
+    return checks.wholes("layers", layers, error=StageError)
+
+
+def head_numbers(heads: int | Iterable[int] | None, n_heads: int) -> tuple[int, ...]:
+    """Heads, one or several, as plain ints; each once, in the order given; None is all of them.
+
+    Raises:
+        StageError: something that is no whole number, no head at all, or one that is not there.
+    """
+    if heads is None:
+        return tuple(range(n_heads))
+    chosen = checks.wholes("heads", heads, error=StageError)
+    if not chosen:
+        raise StageError("no head was asked for: name at least one")
+    for head in chosen:
+        if not 0 <= head < n_heads:
+            raise StageError(f"no head {head}: the heads are 0 to {n_heads - 1}")
+    return chosen
 
 
 def asked_layers(held: Sequence[int], layers: int | Iterable[int] | None) -> tuple[int, ...]:

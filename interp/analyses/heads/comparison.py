@@ -41,7 +41,7 @@ def compare(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str] = ("
     """
     if len(set(labels)) != 2:
         raise InputError(f"labels={labels!r}: give two different names")
-    _check_same_text(cap_a, cap_b, labels)
+    check_same_text(cap_a, cap_b, labels)
     layers = [layer for layer in cap_a.layers if layer in cap_b.layers]
     _check_layers(cap_a, cap_b, layers, labels)
     a, b = xr.align(_measure(cap_a, layers), _measure(cap_b, layers), join="outer")
@@ -121,7 +121,7 @@ def _layer(cap: CaptureData, layer: int) -> xr.Dataset:
     )
 
 
-def _check_same_text(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str]) -> None:
+def check_same_text(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str]) -> None:
     """Raise an InputError that names the first token in which the two differ."""
     a, b = cap_a.tokens, cap_b.tokens
     for cap, label in zip((cap_a, cap_b), labels, strict=True):

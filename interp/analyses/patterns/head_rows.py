@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks import AttentionSpec
+from hooks import AttentionSpec, checks
 from hooks.errors import PositionError
 from hooks.functional.scores import finish_scores
 from interp.common.finite import not_finite
@@ -101,6 +100,6 @@ def checked_head(head: int, n_heads: int) -> int:
     Raises:
         PositionError: there is no such head.
     """
-    if not isinstance(head, int | np.integer) or not -n_heads <= head < n_heads:
+    if not -n_heads <= checks.whole("head", head, error=PositionError) < n_heads:
         raise PositionError(f"no head {head!r}: the layer has heads 0 to {n_heads - 1}")
     return int(head) % n_heads

@@ -24,6 +24,7 @@ from interp.common.words import number_ranges
 from interp.measure.visibility import reach
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.rotation import rotating_layers
+from interp.tensors.selection import head_numbers
 
 Distances = Literal["all", "binned"]
 
@@ -71,7 +72,7 @@ def frequency_bias(
             "score_mean at any positions, though not by frequency pair"
         )
     specs = [cap.spec(layer) for layer in chosen]
-    head_index = _chosen_heads(heads, cap.cfg.n_heads)
+    head_index = np.array(head_numbers(heads, cap.cfg.n_heads))
     grid = _Grid.of(specs, len(cap.positions), distances)
     out = _empty((len(chosen),), len(head_index), max(p.inv_freq.numel() for p in pairs), grid)
     for row, layer in enumerate(track(chosen, "correlating q and k")):
@@ -120,7 +121,7 @@ def frequency_scores(
         )
     if 2 * inv_freq.numel() > q.shape[2]:
         raise InputError(f"{inv_freq.numel()} frequencies do not fit heads of {q.shape[2]} features: two for each")
-    head_index = _chosen_heads(heads, q.shape[1])
+    head_index = np.array(head_numbers(heads, q.shape[1]))
     grid = _Grid.of([spec], q.shape[0], distances)
     out = _empty((), len(head_index), inv_freq.numel(), grid)
     _measure(q, k, spec, _Pairs(inv_freq.double().cpu(), interleaved), head_index, grid, out)
@@ -277,17 +278,3 @@ def _dataset(out: dict[str, np.ndarray], index: dict[str, Any], grid: _Grid) -> 
     result = xr.Dataset({name: (dims(name), out[name]) for name in FREQUENCY_BIAS}, coords)
     text = "mean score by distance, split into RoPE's frequency pairs, before soft-cap and ALiBi"
     return result_of("frequency_bias", labelled(result, FREQUENCY_BIAS), text)
-
-
-def _chosen_heads(heads: int | Sequence[int] | None, n_heads: int) -> np.ndarray:
-    """Indices of the heads asked for."""
-    if heads is None:
-        return np.arange(n_heads)
-    chosen = np.atleast_1d(np.asarray(heads))
-    if chosen.dtype.kind not in "iu" and chosen.size:
-        raise StageError(f"heads={heads!r}: give the number of a head, several numbers, or None for all")
-    wrong = chosen[(chosen < 0) | (chosen >= n_heads)]
-    if len(wrong) or not len(chosen):
-        what = f"no head {wrong[0]}" if len(wrong) else "no head was asked for"
-        raise StageError(f"{what}: the heads are 0 to {n_heads - 1}")
-    return chosen

@@ -123,6 +123,12 @@ def test_a_short_text_is_read_whole_and_said_so(run, tiny, tmp_path):
         (["--text", "bad\nname\x1b[31m"], "no such text file"),
         (["--device", "cuda:99"], "--device"),
         (["--device", "nonsense"], "--device"),
+        (["--model", ""], "the model '' has no name"),
+        (["--out", "x" * 300], "File name too long"),
+        (["--csv", "x" * 300], "File name too long"),
+        (["--text", "x" * 300], "File name too long"),
+        (["--capture", "x" * 300], "File name too long"),
+        (["--out", "empty.txt"], "ropescope did not write it"),
     ],
 )
 def test_bad_input_is_one_line(run, tiny, tmp_path, arguments, said):
@@ -224,6 +230,85 @@ def test_wrong_captures_are_one_line(run, tiny, tmp_path):
 @pytest.mark.parametrize("arguments", [["--tokens", "many"], ["--nonsense"], ["extra"]])
 def test_usage_errors_are_one_line_with_status_2(run, arguments):
     one_line_error(*run("report", *arguments), expected_status=2)
+
+
+@pytest.mark.parametrize("command", ["report", "capture"])
+def test_a_text_named_without_its_option(run, command):
+    line = one_line_error(*run(command, "essay.txt"), expected_status=2)
+    assert "essay.txt" in line
+    assert "Name what it is with --text" in line
+
+
+def test_a_capture_compared_with_itself(run, tiny):
+    run("capture", "--tokens", 20, "--layers", "0", "--out", "c")
+    status, out, err = run("compare", "c", "c")
+    assert (status, err) == (0, "")
+    assert out.startswith("heads by profile_divergence, c (second) − c (first):")
+
+
+def child(arguments, tmp_path, shell="exec {}", encoding="utf-8", **environment):
+    """The command in a process of its own, its output where the shell puts it."""
+    line = shell.format(" ".join([*COMMAND, *arguments]))
+    everything = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(["bash", "-c", line], cwd=tmp_path, env=everything, capture_output=True, encoding=encoding)
+
+
+@pytest.mark.parametrize("arguments", [["stats"], ["--help"]])
+def test_a_full_disk_is_one_line(tmp_path, arguments):
+    done = child(arguments, tmp_path, "exec {} > /dev/full")
+    assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", [["stats"], ["--help"]])
+def test_a_reader_that_has_gone_is_no_error(tmp_path, arguments):
+    done = child(arguments, tmp_path, "set -o pipefail; sleep 0 | true; {} | true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_the_output(tmp_path, encoding):
+    done = child(["stats"], tmp_path, encoding=encoding, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "score_mean" in done.stdout
+
+
+def test_without_anybody_to_read_it_a_capture_is_written(run, tiny, tmp_path, monkeypatch):
+    """As in ``ropescope capture … | true``: what it says goes nowhere, what it does is done."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert run("capture", "--tokens", 20, "--out", "c")[0::2] == (0, "")
+        assert sys.stdout is pipe
+    assert "complete    yes" in run("info", "c")[1]
+
+
+def test_a_directory_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = child(["report"], tmp_path / "gone", "rmdir ../gone; exec {}")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "error: " in done.stderr
+
+
+def test_a_missing_capture_is_told_before_anything_heavy_is_imported(tmp_path):
+    for arguments in (["info", "no"], ["resume", "no"], ["report", "--capture", "no"], ["compare", "no", "no"]):
+        script = (
+            "import sys\n"
+            "from interp.cli import main\n"
+            f"sys.argv = ['ropescope', *{arguments}]\n"
+            "try:\n    main()\n"
+            "finally:\n    print([m for m in ('torch', 'numpy', 'xarray') if m in sys.modules])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout) == (1, "[]\n")
+        assert "there is no capture in 'no'" in done.stderr
 
 
 def test_unknown_command(run):
