@@ -345,7 +345,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         parts = []
         for start in range(0, tokens.shape[1] - 1, rows):
             stop = min(start + rows, tokens.shape[1] - 1)
-            part, targets = normalized[:, start:stop], tokens[:, start + 1 : stop + 1]
+            part, targets = normalized[:, start:stop], tokens[:, start + 1 : stop + 1].to(normalized.device)
             if torch.is_grad_enabled() and part.requires_grad:
                 parts.append(checkpoint(nll, part, targets, use_reentrant=False))
             else:

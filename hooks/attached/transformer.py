@@ -176,6 +176,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos-1"]:
         """Loss per predicted token in nats, from the residual stream after the last block."""
+        tokens = tokens.to(self.device)
         return self._nll(self._leave(resid, tokens), tokens)
 
     def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
@@ -252,8 +253,8 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         whole = "logits_to_keep" not in inspect.signature(self.original_model.forward).parameters
         parts = []
         for start in range(0, ids.shape[1] - 1, ids.shape[1] if whole else rows):
-            keep = torch.arange(start, ids.shape[1] - 1 if whole else min(start + rows, ids.shape[1] - 1))
-            keep = keep.to(self.device)
+            stop = ids.shape[1] - 1 if whole else min(start + rows, ids.shape[1] - 1)
+            keep = torch.arange(start, stop, device=self.device)
             logits = self._logits(body, ids)[:, keep] if whole else self._logits(body, ids, keep)
             targets = ids[:, keep + 1].flatten()
             nll = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")

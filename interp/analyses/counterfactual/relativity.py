@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.errors import InputError, StageError
+from hooks.functional.float64 import to_float64
 from hooks.functional.visible import visible_keys
 from interp.analyses.counterfactual.recompute import recompute
 from interp.common.labels import result_of
@@ -75,6 +76,7 @@ def relativity_error(
     for row, layer in enumerate(track(chosen, "shifting positions")):
         seen, scale = visible_keys(cap.spec(layer), rows, torch.arange(n)), cap.spec(layer).scale
         tensors = {shift: _moved(cap, layer, rows, shift, dtype) for shift in (0, *moves)}
+        seen = seen.to(tensors[0][0].device)
         for head in range(shape[1]):
             scores = {
                 shift: scale * (q[:, head] @ k[:, head * k.shape[1] // shape[1]].T)[seen]
@@ -87,7 +89,7 @@ def relativity_error(
                     "capture in float32 or bfloat16"
                 )
             for column, shift in enumerate(moves):
-                change = (scores[shift] - scores[0]).double()
+                change = to_float64(scores[shift] - scores[0])
                 out["score_change_rms"][row, head, column] = float(change.square().mean().sqrt())
                 out["score_change_max"][row, head, column] = float(change.abs().max())
     spread = out["score_std"][..., None]
