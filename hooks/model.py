@@ -7,14 +7,12 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformer_lens.hook_points import HookPoint
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
-from hooks.base.cache import check_full_fits
 from hooks.base.lens_surface import LensMixin
+from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll
 from hooks.base.module import NamedHooksModule
 from hooks.base.registry import HookRegistry
 from hooks.base.tokenizing import TokenizingMixin
@@ -31,9 +29,6 @@ from hooks.modules.attention import AttentionContext
 from hooks.modules.block import Block
 from hooks.modules.norms import Norm
 from hooks.modules.rotary import Rotary
-
-ReturnType = Literal["logits", "loss", "both"]
-_LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
 
 
 class ContextLengthWarning(UserWarning):
@@ -296,8 +291,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         Raises:
             InputError: token ids, positions or mask do not fit the model.
         """
-        if return_type not in ("logits", "loss", "both", None):
-            raise InputError(f"return_type {return_type!r} is not one of 'logits', 'loss', 'both', None")
+        check_return_type(return_type)
         ids = self._check_tokens(tokens)
         context = self.context(ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length)
         resid = self.embed_tokens(ids)
@@ -309,16 +303,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         if return_type == "logits":
             return self._logits(resid)
         nll = self._nll(resid, ids)
-        loss = nll if loss_per_token else self._mean_loss(nll, context.key_mask)
+        loss = nll if loss_per_token else mean_loss(nll, context.key_mask)
         return (self._logits(resid), loss) if return_type == "both" else loss
-
-    @staticmethod
-    def _mean_loss(nll: Tensor, key_mask: Tensor | None) -> Tensor:
-        """Mean over predicted tokens; a pair with padding on either side does not count."""
-        if key_mask is None:
-            return nll.mean()
-        real = key_mask[:, 1:] & key_mask[:, :-1]
-        return nll[real].mean()
 
     def _logits(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
         """Logits of the final norm's output."""
@@ -335,22 +321,14 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         return self._nll(self.ln_final(resid), tokens)
 
     def _nll(self, normalized: Tensor, tokens: Tensor) -> Float[Tensor, "batch pos-1"]:
-        """−log p of each next token, a few hundred positions of logits at a time (recomputed in the backward pass)."""
-        rows = max(1, _LOGIT_BYTES // (4 * self.unembed.out_features * tokens.shape[0]))
-
-        def nll(part: Tensor, targets: Tensor) -> Tensor:
-            logits = self._logits(part).float()
-            return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-
-        parts = []
-        for start in range(0, tokens.shape[1] - 1, rows):
-            stop = min(start + rows, tokens.shape[1] - 1)
-            part, targets = normalized[:, start:stop], tokens[:, start + 1 : stop + 1].to(normalized.device)
-            if torch.is_grad_enabled() and part.requires_grad:
-                parts.append(checkpoint(nll, part, targets, use_reentrant=False))
-            else:
-                parts.append(nll(part, targets))
-        return torch.cat(parts, 1) if parts else normalized.new_empty(tokens.shape[0], 0)
+        """−log p of each next token, from the final norm's output."""
+        return next_token_nll(
+            lambda start, stop: self._logits(normalized[:, start:stop]),
+            tokens,
+            d_vocab=self.unembed.out_features,
+            dtype=self.dtype,
+            recompute=torch.is_grad_enabled() and normalized.requires_grad,
+        )
 
     @torch.no_grad()
     def loss_per_token(self, tokens: Int[Tensor, "batch pos"] | str, **options: Any) -> Float[Tensor, "batch pos-1"]:
@@ -360,12 +338,6 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer turns q and k into a pattern, its learned sinks included."""
         return cast(Block, self.blocks[layer]).attn.spec
-
-    def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
-        """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
-        full = [name for name in names if self.registry.infos[name].fires == "full mode"]
-        if full and model_args:
-            check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)
 
 
 def _rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:

@@ -20,7 +20,7 @@ from hooks.attached.interface import HANDLER, IMPLEMENTATION
 from hooks.attached.points import AttachedAttention, AttachedBlock, LayerContext, Pass
 from hooks.attached.probe import LayerFacts
 from hooks.attached.registry import AttachedRegistry
-from hooks.base.cache import check_full_fits
+from hooks.base.losses import check_return_type, mean_loss, next_token_nll
 from hooks.base.module import NamedHooksModule
 from hooks.base.tokenizing import TokenizingMixin
 from hooks.config.attention_spec import AttentionSpec
@@ -28,7 +28,6 @@ from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import AttachError, InputError
 
 ATTACHMENT = "_ropescope_attachment"
-_LOGIT_BYTES = 256 * 2**20
 
 
 class AttachedTransformer(TokenizingMixin, NamedHooksModule):
@@ -137,8 +136,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
             InputError: inputs that do not fit the model.
             AttachError: the model was detached, has no output head, or got a mask without a rule.
         """
-        if return_type not in ("logits", "loss", "both", None):
-            raise InputError(f"return_type {return_type!r} is not one of 'logits', 'loss', 'both', None")
+        check_return_type(return_type)
         ids = self._check_tokens(tokens)
         call, positions = self._call(ids, position_ids, attention_mask, inputs)
         with self._at(positions):
@@ -148,7 +146,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         if return_type is None:
             return None
         nll = self._nll(body, ids)
-        loss = nll if loss_per_token else self._mean(nll, attention_mask)
+        loss = nll if loss_per_token else mean_loss(nll, attention_mask)
         return (self._logits(body, ids), loss) if return_type == "both" else loss
 
     @torch.no_grad()
@@ -248,26 +246,15 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
             return self._with_head(call).logits
 
     def _nll(self, body: Any, ids: Tensor) -> Float[Tensor, "batch pos-1"]:
-        """−log p of each next token, a few hundred positions of logits at a time."""
-        rows = max(1, _LOGIT_BYTES // (4 * self.cfg.d_vocab * ids.shape[0]))
+        """−log p of each next token, from a body's output."""
         whole = "logits_to_keep" not in inspect.signature(self.original_model.forward).parameters
-        parts = []
-        for start in range(0, ids.shape[1] - 1, ids.shape[1] if whole else rows):
-            stop = ids.shape[1] - 1 if whole else min(start + rows, ids.shape[1] - 1)
-            keep = torch.arange(start, stop, device=self.device)
-            logits = self._logits(body, ids)[:, keep] if whole else self._logits(body, ids, keep)
-            targets = ids[:, keep + 1].flatten()
-            nll = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")
-            parts.append(nll.view(ids.shape[0], -1))
-        return torch.cat(parts, 1) if parts else torch.empty(ids.shape[0], 0, device=self.device)
 
-    @staticmethod
-    def _mean(nll: Tensor, mask: Tensor | None) -> Tensor:
-        """Mean over predicted tokens; a pair with padding on either side does not count."""
-        if mask is None:
-            return nll.mean()
-        real = mask.to(nll.device).bool()
-        return nll[real[:, 1:] & real[:, :-1]].mean()
+        def logits(start: int, stop: int) -> Tensor:
+            if whole:
+                return self._logits(body, ids)[:, start:stop]
+            return self._logits(body, ids, torch.arange(start, stop, device=self.device))
+
+        return next_token_nll(logits, ids, d_vocab=self.cfg.d_vocab, dtype=self.dtype, at_once=whole)
 
     def _enter(
         self, tokens: Tensor, position_ids: Any = None, attention_mask: Tensor | None = None
@@ -312,12 +299,6 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
                 yield
         finally:
             self._run.silent = False
-
-    def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
-        """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
-        full = [name for name in names if self.registry.infos[name].fires == "full mode"]
-        if full and model_args:
-            check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)
 
 
 @contextmanager

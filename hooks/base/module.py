@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.slice import Slice
 
-from hooks.base.cache import ActivationCache
+from hooks.base.cache import ActivationCache, check_full_fits
 from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS, HookRegistry, NameSelector
+from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import HookConflictError, HookNameError
 
 Direction = Literal["fwd", "bwd"]
@@ -26,6 +27,20 @@ class NamedHooksModule(HookedRootModule):
     """
 
     registry: HookRegistry
+
+    if TYPE_CHECKING:
+
+        @property
+        def cfg(self) -> HookedTransformerConfig:
+            """The architecture."""
+            ...
+
+        @property
+        def dtype(self) -> torch.dtype:
+            """Type of the residual stream."""
+            ...
+
+        def _check_tokens(self, tokens: Any) -> Tensor: ...
 
     def hook_names(self, selector: NameSelector | None = None) -> list[str]:
         """Canonical hook names, all of them or those that a name, alias, glob or predicate selects."""
@@ -178,4 +193,7 @@ class NamedHooksModule(HookedRootModule):
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
 
     def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
-        """Raise MaterializationError when caching these hooks on these inputs would not fit; for subclasses."""
+        """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
+        full = [name for name in names if self.registry.infos[name].fires == "full mode"]
+        if full and model_args:
+            check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)

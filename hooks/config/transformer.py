@@ -17,6 +17,7 @@ import torch
 from transformer_lens.config import TransformerBridgeConfig, TransformerLensConfig
 
 from hooks.config.attention_spec import AttentionSpec
+from hooks.config.comparing import differing_settings
 from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
@@ -269,6 +270,10 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         if not isinstance(other, HookedTransformerConfig):
             return NotImplemented
         return all(self.__dict__[name] == other.__dict__[name] for name in _SETTINGS)
+
+    def computes_like(self, other: Self) -> bool:
+        """Whether two configs make the same numbers, wherever they run; see `differing_settings` for where not."""
+        return not differing_settings(self.to_dict(), other.to_dict())
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError, MaterializationError
+from hooks.functional.scores import finish_scores
 from hooks.functional.visible import RowBlock, additive_mask, row_blocks, visible_keys
 from hooks.memory import free_bytes
 
@@ -303,16 +304,9 @@ def _scores(q: Tensor, k: Tensor, spec: AttentionSpec, place: _Place, block: Row
     batch, n_rows, n_heads, d_head = q.shape
     n_kv_heads = k.shape[2]
     grouped = q.unflatten(2, (n_kv_heads, -1)).permute(0, 2, 3, 1, 4).reshape(batch * n_kv_heads, -1, d_head)
-    scores = torch.bmm(grouped, k.permute(0, 2, 3, 1).flatten(0, 1)).mul_(spec.scale)
-    scores = scores.view(batch, n_heads, n_rows, -1)
-    if spec.softcap is not None:
-        scores = scores.div_(spec.softcap).tanh_() * spec.softcap
-    if spec.alibi_slopes is not None:
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        query_positions = place.query_positions[..., block.rows, None]
-        distance = (query_positions - place.key_positions[..., None, block.keys]).abs().to(dtype)
-        slopes = torch.tensor(spec.alibi_slopes, dtype=dtype, device=q.device)
-        scores.sub_(slopes[:, None, None] * distance.unsqueeze(-3))
+    products = torch.bmm(grouped, k.permute(0, 2, 3, 1).flatten(0, 1)).view(batch, n_heads, n_rows, -1)
+    at = place.query_positions[..., block.rows], place.key_positions[..., block.keys]
+    scores = finish_scores(products, spec, *at)
     mask = additive_mask(spec, block, place.query_start, place.key_mask, q.dtype, q.device)
     return scores if mask is None else scores.add_(mask)
 

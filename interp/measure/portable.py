@@ -4,7 +4,7 @@ A block holds all the keys of its rows, so its softmax is exact and nothing is r
 """
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
+from hooks.functional.scores import finish_scores
 from interp.measure.schema import LOCAL_DISTANCE, SINK_SIZES
 from interp.measure.score_bins import count_scores
 from interp.measure.totals import Totals, bin_of
@@ -137,19 +138,16 @@ class Block:
 
     def score(self, keys: Float[Tensor, "kept d_head"]) -> None:
         """Fill the block with the scores that enter softmax; hidden cells hold unmasked scores."""
-        work, spec = self.work, self.work.spec
-        q = work.q[work.visibility.row[self.rows], self.heads].to(keys.dtype) * spec.scale
+        work, see, spec = self.work, self.work.visibility, self.work.spec
+        q = work.q[see.row[self.rows], self.heads].to(keys.dtype) * spec.scale
         for head in range(self.shape[0]):
             if keys.dtype == work.dtype:
                 torch.mm(q[:, head], keys[self.keys].T, out=self.scores[head])
             else:
                 self.scores[head].copy_(q[:, head] @ keys[self.keys].T)
-        if spec.softcap is not None:
-            self.scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
-        if spec.alibi_slopes is not None:
-            far = work.visibility.distances(self.rows, self.keys).abs().to(work.dtype)
-            for head, slope in enumerate(spec.alibi_slopes[self.heads]):
-                self.scores[head].sub_(far, alpha=float(slope))
+        slopes = None if spec.alibi_slopes is None else spec.alibi_slopes[self.heads]
+        scaled = replace(spec, scale=1.0, alibi_slopes=slopes)
+        finish_scores(self.scores, scaled, see.query_position[self.rows], see.key_position[self.keys])
 
     def measure(self) -> None:
         """Add the block to every total that was asked for."""

@@ -39,7 +39,7 @@ def run_blocks(
         stream = _block(plan, layer, stream, context, sink)
     if not plan.loss:
         return torch.empty(0)
-    return model.residual_loss(stream, plan.tokens)[0].float().cpu()
+    return model.residual_loss(stream, plan.tokens)[0].cpu()
 
 
 def _block(plan: CapturePlan, layer: int, resid: Tensor, context: Any, sink: Sink) -> Tensor:

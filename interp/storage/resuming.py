@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hooks import HookedTransformer, HookedTransformerConfig
 from hooks.attached.transformer import AttachedTransformer
+from hooks.config.comparing import differing_settings
 from hooks.errors import CaptureError, RopescopeError
 from interp.recording.plan import DEFAULT_STAGES, CapturePlan, plan_capture
 from interp.storage.manifest import TOKENS, Manifest
@@ -40,9 +41,7 @@ def load_model(directory: Path, manifest: Manifest) -> HookedTransformer:
 
 def _under_settings(model: HookedTransformer, cfg: HookedTransformerConfig) -> HookedTransformer:
     """The model under the settings of a config, where they are not its own."""
-    own, wanted = model.cfg.to_dict(), cfg.to_dict()
-    aside = {"device", "dtype", "provenance", "model_name", "seed"}
-    changes = {name: getattr(cfg, name) for name in wanted if name not in aside and own[name] != wanted[name]}
+    changes = {name: getattr(cfg, name) for name in differing_settings(cfg.to_dict(), model.cfg.to_dict())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the capture began
         return model.with_config(**changes) if changes else model

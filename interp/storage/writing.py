@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks.config.comparing import differing_settings
 from hooks.errors import CaptureError, CaptureMismatchError, OutputError
 from interp.common.files import TEMPORARY, sync_directory
 from interp.recording.constants import layer_constants
@@ -233,10 +234,8 @@ def model_id(model: Any) -> str:
 
 def _check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
     """Raise a CaptureMismatchError that says in what the capture at a path differs from the one asked for."""
-    # Where it runs, how it is called and what is said of it do not decide what it computes.
-    aside = {"device", "provenance", "model_name", "seed"}
-    settings = [key for key in wanted.config if key not in aside and found.config.get(key) != wanted.config[key]]
-    different = [f"{key} {found.config.get(key)!r} there, {wanted.config[key]!r} here" for key in settings[:3]]
+    settings = differing_settings(wanted.config, found.config)
+    different = [f"{key} {found.config.get(key)!r} there, {wanted.config.get(key)!r} here" for key in settings[:3]]
     if not settings and found.weights != wanted.weights:
         different.append(f"other weights ({found.model_id} there, {wanted.model_id} here)")
     if found.tokens != wanted.tokens:

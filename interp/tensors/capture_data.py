@@ -173,6 +173,8 @@ class CaptureData:
                     w_o=None if v is None else held.constants.w_o,
                     groups=groups,
                     map_size=map_size,
+                    query_positions=self.positions,
+                    key_positions=self.positions,
                 )
             self._statistics[key] = found
             if self._store is not None:

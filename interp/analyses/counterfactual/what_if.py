@@ -1,6 +1,5 @@
 """What another rotation would do: directly, from captured q and k, and in full, with a new run of the model."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig, RopeConfig
+from hooks import AttentionSpec, HookedTransformer, RopeConfig
 from hooks.config.rope_inherited import RopeSetting
 from hooks.errors import InputError, StageError
 from interp.analyses.counterfactual.recompute import recompute, silenced
@@ -161,7 +160,9 @@ def _measure(
 ) -> xr.Dataset:
     """Statistics of one layer as `Capture.statistics` computes them."""
     w_o = None if v is None else cap.constants(layer).w_o
-    return attention_statistics(q, k, spec, v=v, w_o=w_o, groups=groups)
+    return attention_statistics(
+        q, k, spec, v=v, w_o=w_o, groups=groups, query_positions=cap.positions, key_positions=cap.positions
+    )
 
 
 @torch.no_grad()
@@ -173,7 +174,7 @@ def _full_effect(
         raise InputError(
             f"a {type(model).__name__} cannot run under another setting: load it with HookedTransformer.from_pretrained"
         )
-    if not _same_model(cap.cfg, model.cfg):
+    if not cap.cfg.computes_like(model.cfg):
         raise InputError("the model is not the one that was captured: their configurations differ")
     changes: dict[str, Any] = {"rope": rope}
     if rope is None:
@@ -203,16 +204,6 @@ def _full_effect(
     with changed.hooks(fwd_hooks=watch):
         nll = changed.loss_per_token(cap.tokens[None].to(changed.device))[0]
     return stack_layers(parts), binned_loss(nll, cap.positions)
-
-
-def _same_model(captured: HookedTransformerConfig, cfg: HookedTransformerConfig) -> bool:
-    """Whether two configurations compute the same, wherever they run and whatever they are called.
-
-    A capture on disk keeps of a path only its last part as the model's name.
-    """
-    aside = {"device", "model_name", "provenance", "seed"}
-    a, b = ({key: value for key, value in c.to_dict().items() if key not in aside} for c in (captured, cfg))
-    return json.loads(json.dumps(a)) == json.loads(json.dumps(b))
 
 
 def _along(variants: "Mapping[str, xr.Dataset]") -> xr.Dataset:

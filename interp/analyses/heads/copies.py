@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.config.attention_spec import AttentionSpec
+from hooks.functional.scores import finish_scores
 
 # Query-key pairs of one head that are worth computing: every pair of a natural text of 32k tokens, about.
 _PAIR_BUDGET = 2**24
@@ -85,6 +86,7 @@ def attention_to_copies(
     k: Float[Tensor, "pos kv_head d_head"],
     spec: AttentionSpec,
     lse: Float[Tensor, "head pos"],
+    positions: Int[Tensor, " pos"],
     copies: Copies,
 ) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
     """Mean attention to earlier copies of the current token, and to the tokens right after them.
@@ -97,6 +99,7 @@ def attention_to_copies(
         k: keys.
         spec: how they become a pattern.
         lse: log-sum-exp of each row, a learned sink included.
+        positions: position of each token; only ALiBi reads them.
         copies: where the copies are.
 
     Returns:
@@ -111,7 +114,7 @@ def attention_to_copies(
             first, stop = (edge[..., None] for edge in spec.seen(rows, len(k)))
             for which, keys in enumerate((places, (places + 1).clamp_max(len(k) - 1))):
                 visible = earlier & (keys[:, None] >= first) & (keys[:, None] < stop)
-                pattern = _pattern(q, k, spec, lse, rows, keys).masked_fill_(~visible[:, None], 0)
+                pattern = _pattern(q, k, spec, lse, positions, rows, keys).masked_fill_(~visible[:, None], 0)
                 mass[which] += group.weight * pattern.sum((0, 2, 3), dtype=torch.float64)
                 count[which] += group.weight * int(visible.any(-1).sum())
     duplicate, induction = torch.where(count[:, None] > 0, mass / count[:, None], torch.nan).numpy()
@@ -123,6 +126,7 @@ def _pattern(
     k: Tensor,
     spec: AttentionSpec,
     lse: Tensor,
+    positions: Int[Tensor, " pos"],
     rows: Int[Tensor, "token query"],
     keys: Int[Tensor, "token key"],
 ) -> Float[Tensor, "token head query key"]:
@@ -130,13 +134,8 @@ def _pattern(
     heads, kv_heads, dtype = q.shape[1], k.shape[1], torch.promote_types(q.dtype, torch.float32)
     # [token kv_head group·query d_head], so that k is never expanded.
     own_q = q[rows].to(dtype).unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    scores = (own_q @ k[keys].to(dtype).permute(0, 2, 3, 1)).mul_(spec.scale)
-    scores = scores.view(len(rows), heads, rows.shape[1], -1)
-    if spec.softcap is not None:
-        scores = scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
-    if spec.alibi_slopes is not None:
-        slopes = torch.tensor(spec.alibi_slopes, dtype=dtype)[:, None, None]
-        scores -= slopes * (rows[..., None] - keys[:, None]).abs()[:, None]
+    products = (own_q @ k[keys].to(dtype).permute(0, 2, 3, 1)).view(len(rows), heads, rows.shape[1], -1)
+    scores = finish_scores(products, spec, positions[rows], positions[keys])
     return scores.sub_(lse.T[rows].permute(0, 2, 1)[..., None]).exp_()
 
 

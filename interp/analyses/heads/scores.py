@@ -123,7 +123,7 @@ def layer_scores(cap: CaptureData, layer: int, facts: TextFacts) -> dict[str, Pe
     lse = torch.from_numpy(stats["lse"].values)
     if facts.copies is not None:
         found["duplicate_token"], found["induction"] = attention_to_copies(
-            cap.q(layer).cpu(), cap.k(layer).cpu(), cap.spec(layer), lse, facts.copies
+            cap.q(layer).cpu(), cap.k(layer).cpu(), cap.spec(layer), lse, cap.positions, facts.copies
         )
     if facts.needle is not None:
         found["retrieval"] = retrieval_score(facts.needle, stats["argmax_key"].values)

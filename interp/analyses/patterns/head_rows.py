@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hooks import AttentionSpec
 from hooks.errors import InputError, PositionError
+from hooks.functional.scores import finish_scores
 from interp.measure.visibility import Visibility
 from interp.tensors.capture_data import CaptureData
 
@@ -57,12 +58,8 @@ class HeadRows:
     def scores(self, rows: Int[Tensor, " row"], keys: Int[Tensor, " key"]) -> Float[Tensor, "row key"]:
         """Scores that enter softmax, −inf where the query does not see the key."""
         see, spec = self.see, self.spec
-        scores = self.q[rows].double() @ self.k[keys].double().T * spec.scale
-        if spec.softcap is not None:
-            scores = spec.softcap * torch.tanh(scores / spec.softcap)
-        if spec.alibi_slopes is not None:
-            distance = (see.query_position[rows, None] - see.key_position[keys]).abs()
-            scores -= float(spec.alibi_slopes[0]) * distance
+        products = self.q[rows].double() @ self.k[keys].double().T
+        scores = finish_scores(products[None], spec, see.query_position[rows], see.key_position[keys])[0]
         hidden = (keys < see.first[rows, None]) | (keys >= see.stop[rows, None])
         return scores.masked_fill_(hidden, -torch.inf)
 

@@ -14,7 +14,6 @@ from hooks.errors import InputError, StageError, TextError
 from interp.analyses.scores.bound import score_bound
 from interp.common.labels import described, result_of
 from interp.common.progress import track
-from interp.measure.visibility import reach
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import layer_numbers
 
@@ -63,8 +62,7 @@ def bound_by_distance(
     distance = stats["distance"].values
     bounds = np.full((len(chosen), cap.cfg.n_heads, len(distance)), np.nan)
     for row, layer in enumerate(track(chosen, "bounding scores")):
-        nearest, furthest = reach(cap.spec(layer), len(cap.positions))
-        seen = (nearest <= distance) & (distance <= furthest)
+        seen = stats["count"].sel(layer=layer).values > 0
         if not reasons[row]:
             bounds[row][:, seen] = layer_bound(cap, layer, distance=distance[seen])
     bound = xr.DataArray(

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks import AttentionSpec
@@ -64,6 +65,7 @@ def score_shape(
     spec: AttentionSpec,
     quantiles: Sequence[float],
     known: ScoreMoments | None = None,
+    positions: Int[Tensor, " pos"] | None = None,
 ) -> ScoreShape:
     """Everything about the distribution of scores, from a pass over ``z = (s − centre) / spread``.
 
@@ -79,19 +81,20 @@ def score_shape(
         spec: how they become scores; the sink logit does not matter.
         quantiles: levels from 0 to 1.
         known: exact moments if there are any already; they save the larger half of the pass.
+        positions: position of each token, by which ALiBi goes; by default its index.
     """
     spec = replace(spec, sinks=None)
-    heads = q.shape[1]
+    heads, measure = q.shape[1], partial(attention_statistics, query_positions=positions, key_positions=positions)
     centre, spread = np.zeros(heads), np.ones(heads)
     if spec.softcap is None:
         rough = known
         if rough is None:
             some = torch.linspace(0, len(q) - 1, min(_ROUGH_QUERIES, len(q))).long()
-            rough = ScoreMoments.of(attention_statistics(q, k, spec, groups=("distances",), queries=some))
+            rough = ScoreMoments.of(measure(q, k, spec, groups=("distances",), queries=some))
         centre, spread = rough.mean, np.where(rough.std > 1e-6 * rough.largest, rough.std, 1.0)
         q, k, spec = _standardised(q, k, spec, centre, spread)
     groups = ("distances", "scores") if known is None else ("scores",)
-    ds = attention_statistics(q, k, spec, groups=groups)
+    ds = measure(q, k, spec, groups=groups)
     exact = known
     if exact is None:
         z = ScoreMoments.of(ds)

@@ -42,6 +42,8 @@ def dense_head_scores(cap, layer, needle=None):
         window=spec.window,
         softcap=spec.softcap,
         alibi_slopes=spec.alibi_slopes,
+        query_positions=cap.positions,
+        key_positions=cap.positions,
     )
     p, s = dense_pattern(scores, spec.sinks).numpy(), scores.numpy()
     visible = np.isfinite(s[0])
@@ -123,6 +125,19 @@ def test_every_score_is_its_definition(name, n, vocab, seed):
                 assert (values[:, 0] <= got[key].values).all() and (got[key].values <= values[:, 1]).all()
             else:
                 np.testing.assert_allclose(got[key].values, values, rtol=2e-5, atol=2e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("shift", [1, 40])
+def test_alibi_goes_by_position_and_not_by_index(shift):
+    tokens = random_tokens(80, vocab=12, seed=3)[0]
+    cap = capture(model_of("alibi"), tokens)
+    cap.positions = torch.arange(80) + 7 + shift * (torch.arange(80) >= 45)  # the rest of the text stands further off
+    summary = head_summary(cap)
+    for layer in cap.layers:
+        want, _, _ = dense_head_scores(cap, layer)
+        for key in ("duplicate_token", "induction", "entropy", "first_token_mass"):
+            got = summary[key].sel(layer=layer).values
+            np.testing.assert_allclose(got, want[key], rtol=2e-5, atol=2e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["plain", "softcap"])

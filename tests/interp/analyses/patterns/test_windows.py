@@ -235,3 +235,13 @@ def test_a_token_that_is_half_a_surrogate_pair_is_escaped():
     window = attention_pattern(cap, 0, 0, [4], slice(0, 5))
     assert window["key_token"].values[3] == "\\udc9f"
     assert "\\udc9f" in top_keys(cap, 0, 0, 4, k=5)["token"].values
+
+
+def test_alibi_of_positions_with_a_gap_goes_by_position():
+    cap = capture(tiny_model(rope=None, alibi_slopes=(0.5, 0.25, 0.1, 0.02)), random_tokens(40)[0])
+    cap.positions = torch.arange(40) + 9 + 30 * (torch.arange(40) >= 25)
+    spec, at = cap.spec(0), {"query_positions": cap.positions, "key_positions": cap.positions}
+    scores = dense_scores(cap.q(0), cap.k(0), spec.scale, alibi_slopes=spec.alibi_slopes, **at)
+    for head in range(4):
+        shown = attention_pattern(cap, 0, head, queries=range(40), keys=range(40))
+        np.testing.assert_allclose(shown.values, dense_pattern(scores)[head].numpy(), rtol=1e-6, atol=1e-12)

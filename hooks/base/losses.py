@@ -1,0 +1,66 @@
+"""The loss of a model's predictions: −log p of each next token, a few hundred positions of logits at a time."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hooks.errors import InputError
+
+ReturnType = Literal["logits", "loss", "both"]
+LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
+
+
+def check_return_type(return_type: Any) -> None:
+    """Raise an InputError unless a forward pass can return this."""
+    if return_type not in (*get_args(ReturnType), None):
+        raise InputError(f"return_type {return_type!r} is not one of 'logits', 'loss', 'both', None")
+
+
+def next_token_nll(
+    logits: Callable[[int, int], Float[Tensor, "batch part d_vocab"]],
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    d_vocab: int,
+    dtype: torch.dtype,
+    at_once: bool = False,
+    recompute: bool = False,
+) -> Float[Tensor, "batch pos-1"]:
+    """−log p of each next token in nats, in the wider of the model's type and float32.
+
+    Args:
+        logits: Gives the logits of the positions from its first argument up to its second.
+        tokens: Token ids.
+        d_vocab: Size of the vocabulary.
+        dtype: Type in which the model computes.
+        at_once: Ask for all positions together, because ``logits`` cannot give some.
+        recompute: Compute logits once more in the backward pass, where all together would not fit.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    last = tokens.shape[1] - 1
+    rows = last if at_once else LOGIT_BYTES // (wide.itemsize * d_vocab * tokens.shape[0])
+
+    def nll(start: int, stop: int) -> Tensor:
+        found = logits(start, stop).to(wide).flatten(0, 1)
+        targets = tokens[:, start + 1 : stop + 1].to(found.device)
+        return functional.cross_entropy(found, targets.flatten(), reduction="none").view_as(targets)
+
+    parts = []
+    for start in range(0, last, max(rows, 1)):
+        part = start, min(start + max(rows, 1), last)
+        parts.append(checkpoint(nll, *part, use_reentrant=False) if recompute else nll(*part))
+    return torch.cat(parts, 1) if parts else torch.empty(tokens.shape[0], 0, dtype=wide, device=tokens.device)
+
+
+def mean_loss(
+    nll: Float[Tensor, "batch pos-1"], mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None
+) -> Float[Tensor, ""]:
+    """Mean over predicted tokens; a pair with padding (0 in ``mask``) on either side does not count."""
+    if mask is None:
+        return nll.mean()
+    real = mask.to(nll.device).bool()
+    return nll[real[:, 1:] & real[:, :-1]].mean()
