@@ -22,6 +22,7 @@ softmax as before. The hooks keep no state and are differentiable; without gradi
 
 import math
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -136,12 +137,12 @@ def knock_out(
 
     Source: Geva et al. 2023, Dissecting Recall of Factual Associations (arXiv:2304.14767), section 5.
     """
-    looking, hidden = _positions("queries", queries), _positions("keys", keys)
+    looking, hidden = (_on_device(_positions(*x)) for x in (("queries", queries), ("keys", keys)))
 
     def forbid(scores: Tensor, i: Tensor, j: Tensor) -> None:
-        rows = torch.isin(i, looking.to(i.device))
-        if bool(rows.any()):
-            _hide(scores, rows & torch.isin(j, hidden.to(j.device)))
+        rows = torch.isin(i, looking(i.device))
+        if _may_select(rows):
+            _hide(scores, rows & torch.isin(j, hidden(j.device)))
 
     return _recipe(forbid, heads)
 
@@ -161,11 +162,11 @@ def boost_keys(
     Raises:
         ConfigError: an empty set, a negative position or head, a bias that is not finite.
     """
-    chosen, bias = _positions("keys", keys), _finite("bias", bias)
+    chosen, bias = _on_device(_positions("keys", keys)), _finite("bias", bias)
 
     def boost(scores: Tensor, i: Tensor, j: Tensor) -> None:
-        hit = torch.isin(j, chosen.to(j.device))
-        if bool(hit.any()):
+        hit = torch.isin(j, chosen(j.device))
+        if _may_select(hit):
             # An infinite bias would make NaN of a hidden key's −∞.
             largest = torch.finfo(scores.dtype).max
             added = torch.where(hit, min(max(bias, -largest), largest), 0.0).to(scores.dtype)
@@ -225,18 +226,19 @@ def distance_temperature(
 
 def _recipe(edit: Edit, heads: Iterable[int] | None) -> ScoresHook:
     """A hook that applies an edit to the chosen heads."""
-    chosen = None if heads is None else sorted(set(_positions("heads", heads).tolist()))
+    chosen = [] if heads is None else sorted(set(_positions("heads", heads).tolist()))
+    index_on = _on_device(torch.tensor(chosen))
 
     def recipe(scores: Tensor, /, *, hook: "HookPoint") -> Tensor:
         i, j = _where(scores, hook)
         # A tensor in a graph may be one that autograd lets nobody overwrite.
         scores = scores.clone() if scores.requires_grad else scores
-        if chosen is None:
+        if not chosen:
             edit(scores, i, j)
             return scores
         if chosen[-1] >= scores.shape[1]:
             raise InputError(f"{hook.name} has no head {chosen[-1]}: its {scores.shape[1]} heads count from 0")
-        index = torch.tensor(chosen, device=scores.device)
+        index = index_on(scores.device)
         part = scores.index_select(1, index)
         edit(part, i, j)
         return scores.index_copy_(1, index, part)
@@ -259,11 +261,27 @@ def _where(scores: Tensor, hook: "HookPoint") -> tuple[Tensor, Tensor]:
 
 def _hide(scores: Tensor, hidden: Tensor) -> None:
     """Set scores to −∞ where a mask, which broadcasts over heads, is True."""
-    if bool(hidden.any()):
+    if _may_select(hidden):
         # Adding a float mask is far faster than masked_fill_ with a mask broadcast over heads.
         scores.add_(
             torch.zeros(hidden.shape, dtype=scores.dtype, device=scores.device).masked_fill_(hidden, -torch.inf)
         )
+
+
+def _may_select(mask: Tensor) -> bool:
+    """Whether a mask has a True; True as well where the host would have to wait for a device to know."""
+    return not mask.is_cpu or bool(mask.any())
+
+
+def _on_device(values: Tensor) -> Callable[[torch.device], Tensor]:
+    """A tensor on the device asked for, copied there once and not for every block of rows."""
+
+    @lru_cache(maxsize=1)
+    def copied(device: torch.device) -> Tensor:
+        with torch.inference_mode(False):  # a graph may want it later
+            return values.to(device)
+
+    return copied
 
 
 def _stay_finite(scores: Tensor) -> Tensor:
@@ -276,9 +294,8 @@ def _check_temperature(by: object, distance: Tensor) -> None:
     if not isinstance(by, Tensor) or by.shape != distance.shape:
         got = f"a tensor of shape {tuple(by.shape)}" if isinstance(by, Tensor) else repr(by)
         raise InputError(f"temperature returned {got}: return one temperature per distance, {tuple(distance.shape)}")
-    low, high = by.detach().aminmax()
-    if not (low > 0 and high < torch.inf):
-        bad = ~((by > 0) & (by < torch.inf))
+    bad = ~((by > 0) & (by < torch.inf))
+    if bool(bad.any()):
         value, at = by[bad][0].item(), distance[bad][0].item()
         raise InputError(f"temperature at distance {at:g} is {value}: it must be finite and above 0")
 

@@ -177,6 +177,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos-1"]:
         """Loss per predicted token in nats, from the residual stream after the last block."""
+        tokens = tokens.to(self.device)
         return self._nll(self._leave(resid, tokens), tokens)
 
     def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:

@@ -45,8 +45,8 @@ def next_token_nll(
     rows = last if at_once else LOGIT_BYTES // (wide.itemsize * d_vocab * tokens.shape[0])
 
     def nll(start: int, stop: int) -> Tensor:
-        targets = tokens[:, start + 1 : stop + 1]
         found = logits(start, stop).to(wide).flatten(0, 1)
+        targets = tokens[:, start + 1 : stop + 1].to(found.device)
         return functional.cross_entropy(found, targets.flatten(), reduction="none").view_as(targets)
 
     parts = []

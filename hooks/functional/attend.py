@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError, MaterializationError
+from hooks.functional.fused_kernel import fused_kernel
 from hooks.functional.scores import finish_scores
 from hooks.functional.visible import RowBlock, additive_mask, row_blocks, visible_keys
 from hooks.memory import free_bytes
@@ -56,7 +56,7 @@ def attend_fused(
 ) -> Float[Tensor, "batch query head d_head"]:
     """Attend with torch's fused kernel: O(n) memory; a sliding window costs O(n · window) time.
 
-    A spec that the kernel cannot express (soft-cap, ALiBi, sinks) runs through ``attend_rows`` without hooks.
+    What the kernel cannot do (soft-cap, ALiBi, sinks; float64 on CUDA) runs through ``attend_rows`` without hooks.
 
     Args:
         q: Queries as they enter the score.
@@ -75,13 +75,14 @@ def attend_fused(
         InputError: Shapes that do not fit together.
     """
     place = _place(q, k, v, spec, query_start, key_mask, query_positions, key_positions)
-    if spec.softcap is not None or spec.sinks is not None or spec.alibi_slopes is not None:
+    by_rows = spec.softcap is not None or spec.sinks is not None or spec.alibi_slopes is not None
+    if by_rows or (q.device.type == "cuda" and q.dtype == torch.float64):  # for which CUDA has no fused kernel
         return _rows(q, k, v, spec, place, None, None, MEMORY_BUDGET)
     n_queries, n_keys = q.shape[1], k.shape[1]
     sliding = spec.window is not None and spec.window < max(query_start + n_queries, n_keys)
     # is_causal lines up the first query with the first key: wrong with an offset.
     if place.key_mask is None and not sliding and (query_start == 0 or not spec.causal):
-        return _sdpa(q, k, v, spec.scale, causal=spec.causal)
+        return fused_kernel(q, k, v, spec.scale, causal=spec.causal)
 
     @lru_cache(maxsize=1)
     def shared_mask(height: int, width: int, ahead: int) -> Tensor | None:
@@ -96,7 +97,7 @@ def attend_fused(
             mask = shared_mask(rows.stop - rows.start, keys.stop - keys.start, ahead)
         else:
             mask = additive_mask(spec, block, query_start, place.key_mask, q.dtype, q.device)
-        return _sdpa(q[:, rows], k[:, keys], v[:, keys], spec.scale, mask=mask)
+        return fused_kernel(q[:, rows], k[:, keys], v[:, keys], spec.scale, mask=mask)
 
     blocks = row_blocks(spec, n_queries, n_keys, _SLIDING_HEIGHT if sliding else _MASKED_HEIGHT, query_start)
     # Autograd would keep a mask for every block: together n × n unless a window narrows them.
@@ -235,7 +236,9 @@ def shared_positions(
     """Positions (by default counted from start) as [n] when every batch row has the same ones, else [batch n]."""
     if positions is None:
         return torch.arange(start, start + n, device=device)
-    if positions.ndim == 2 and bool((positions == positions[:1]).all()):
+    # One row, or one expanded to many: known without a look at the device.
+    alike = positions.ndim == 2 and (positions.shape[0] == 1 or positions.stride(0) == 0)
+    if alike or (positions.ndim == 2 and bool((positions == positions[:1]).all())):
         return positions[0]
     return positions
 
@@ -315,7 +318,8 @@ def _softmax(scores: Tensor, sinks: Tensor | None, dtype: torch.dtype) -> Tensor
     """Softmax over keys and the head's sink in float32 or better; a row without a key is zeros, gradient included."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     top = scores.detach().amax(-1, keepdim=True)
-    if sinks is None and not bool((top == -torch.inf).any()):
+    # Only the CPU is asked for an empty row, to save time: a device would have to be waited for.
+    if sinks is None and scores.is_cpu and not bool((top == -torch.inf).any()):
         return torch.softmax(scores, -1).to(dtype)
     if sinks is not None:
         sinks = sinks.to(scores.dtype)[:, None, None]
@@ -340,14 +344,6 @@ def _weighted_values(pattern: Tensor, v: Tensor) -> Tensor:
 def _head_major(x: Tensor) -> Tensor:
     """The same [batch key kv_head d_head] tensor, laid out so that (batch, kv_head) is one strided axis."""
     return x if x.shape[0] == 1 else x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Fused attention in our axes; enable_gqa reads k as it is and writes z in place of a transpose."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    z = scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped)
-    return z.transpose(1, 2)
 
 
 def _run(q: Tensor, block_z: Callable[[RowBlock], Tensor], blocks: Iterator[RowBlock], *, recompute: bool) -> Tensor:

@@ -35,6 +35,7 @@ def finish_scores(
     if spec.alibi_slopes is not None:
         dtype = torch.promote_types(scores.dtype, torch.float32)
         distance = (query_positions[..., :, None] - key_positions[..., None, :]).abs().to(dtype)
-        slopes = torch.tensor(spec.alibi_slopes, dtype=dtype, device=scores.device)
+        # Filled in place, not copied: the host would wait for a copy to a device.
+        slopes = torch.stack([torch.full((), slope, dtype=dtype, device=scores.device) for slope in spec.alibi_slopes])
         scores.addcmul_(slopes[:, None, None], distance.unsqueeze(-3), value=-1)
     return scores

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooks.config.rope import RopeConfig
+from hooks.functional.float64 import float64_device
 from hooks.functional.rope import attention_factor, inv_freq, length_dependent
 from hooks.modules.hook_point import HookPoint
 
@@ -55,8 +56,9 @@ class Rotary(nn.Module):
             length = int(positions.max()) + 1
         frequencies, factor = self.frequencies(length)
         angle_dtype = torch.float64 if self.rope.precision == "float64" else torch.float32
-        angles = positions[..., None].to(angle_dtype) * frequencies.to(positions.device, angle_dtype)
-        cos, sin = (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+        device = float64_device(positions.device) if angle_dtype == torch.float64 else positions.device
+        angles = positions[..., None].to(device).to(angle_dtype) * frequencies.to(device, angle_dtype)
+        cos, sin = ((turned * factor).to(dtype).to(positions.device) for turned in (angles.cos(), angles.sin()))
         return self.hook_cos(cos), self.hook_sin(sin)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

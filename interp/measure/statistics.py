@@ -12,6 +12,7 @@ from torch import Tensor
 from hooks import checks
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
+from hooks.functional.float64 import float64_device
 from interp.common.progress import counted
 from interp.measure.arguments import check_tensors, checked_mask, checked_positions, checked_start
 from interp.measure.block_height import block_height
@@ -56,7 +57,8 @@ def attention_statistics(
     A batch is a loop: ``xr.concat([attention_statistics(q[b], k[b], spec) for b in range(len(q))], "batch")``. The
     fused pass works in the buffers of the call before where shapes are the same; it keeps at most 64 MiB of them.
 
-    Scores are computed in float32, or in float64 when q or k is. Sums over blocks are float64. The error against
+    Scores are computed in float32, or in float64 when q or k is. Sums over blocks are float64, for which a device
+    without it (Metal) hands its tensors to the CPU. The error against
     dense float64 is at most ``1e-5 · max(1, max|s| / 50)``, relative where a value is larger than 1; of mean_distance
     relative to the distances that it averages, which cancel where keys lie on both sides.
 
@@ -96,6 +98,8 @@ def attention_statistics(
     memory_budget = checks.whole("memory_budget", memory_budget, at_least=1)
     check_tensors(q, k, v, w_o, spec)
     start = checked_start(query_start, q, k, spec)
+    device = float64_device(q.device)
+    q, k, v = q.to(device), k.to(device), None if v is None else v.to(device)
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
     query_positions = checked_positions("query_positions", query_positions, start, q.shape[0], q.device)
     key_positions = checked_positions("key_positions", key_positions, 0, k.shape[0], k.device)

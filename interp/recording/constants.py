@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooks.attached.transformer import AttachedTransformer
+from hooks.functional.float64 import float64_device
 from hooks.functional.rope import inv_freq
 from hooks.model import HookedTransformer
 from hooks.modules.attention import Attention
@@ -33,7 +34,8 @@ def layer_constants(model: HookedTransformer | AttachedTransformer, layer: int, 
 
 def _triangular(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_head rank"]:
     """L of ``W_O = L Qᵀ`` for each head, in float32 or better."""
-    exact = w_o.detach().to(torch.promote_types(w_o.dtype, torch.float32))
+    # Metal has neither float64 nor this factorisation.
+    exact = w_o.detach().to(float64_device(w_o.device)).to(torch.promote_types(w_o.dtype, torch.float32))
     return torch.linalg.qr(exact.mT, mode="r").R.mT.contiguous()
 
 

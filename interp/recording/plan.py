@@ -137,7 +137,7 @@ def _tokens_of(
     if low < 0 or high >= model.cfg.d_vocab:
         wrong = low if low < 0 else high
         raise InputError(f"token id {wrong} is outside this model's vocabulary, 0 to {model.cfg.d_vocab - 1}")
-    return ids.long()[None], "token ids given in memory", None
+    return ids.long()[None].to(model.device), "token ids given in memory", None
 
 
 def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | None) -> tuple[int, ...]:

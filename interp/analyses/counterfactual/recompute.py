@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooks import RopeConfig
 from hooks.errors import StageError
+from hooks.functional.float64 import to_float64
 from hooks.functional.rope import rotate, same_frequencies
 from hooks.modules.qk_norm import QKNorm
 from hooks.modules.rotary import Rotary
@@ -58,7 +59,9 @@ def recompute(
     positions = cap.positions.to(x.device)
     if rows is not None:
         x, positions = x[rows.to(x.device)], positions[rows.to(x.device)]
-    x = x if dtype is None else x.to(dtype)
+    if dtype is not None:
+        x = to_float64(x) if dtype == torch.float64 else x.to(dtype)
+        positions = positions.to(x.device)
     for step in steps[steps_before(stage, ran) or 0 :]:
         if step == "clip":
             x = _clipped(cap, layer, x)
@@ -112,10 +115,12 @@ def _normed(cap: CaptureData, layer: int, tensor: str, x: Tensor) -> Tensor:
     scope: Any = "full" if config.scope == "full" else "per_head"
     config = replace(config, scope=scope, affine=True, bias=bias is not None, unit_offset=False)
     norm = QKNorm(config, *gain.shape)
-    for parameter, value in ((norm.weight, gain), (norm.bias, bias)):
-        if parameter is not None and value is not None:
+    wide = torch.promote_types(x.dtype, torch.float32) if config.scale_before_cast else x.dtype
+    for name, value in (("weight", gain), ("bias", bias)):
+        if value is not None:
             # The fixed scale is a step of its own: in bfloat16 it rounds once more.
-            parameter.data = value.to(x.device, torch.float64).reshape(parameter.shape) / config.scale
+            own = to_float64(value).reshape(getattr(norm, name).shape) / config.scale
+            setattr(norm, name, nn.Parameter(own.to(wide).to(x.device)))
     return norm(x[None])[0]
 
 
@@ -132,7 +137,7 @@ def _rotated(
     rotary, own, learned = Rotary(rope, cfg.d_head), cfg.rope_for(layer), cap.constants(layer).inv_freq
     fits = own is not None and own.learnable and same_frequencies(own, rope, cfg.d_head)
     if rotary.inv_freq is not None and learned is not None and fits:
-        rotary.inv_freq.data = learned.float()
+        rotary.inv_freq = nn.Parameter(learned.float())
     exact = cfg.rope_in_float32 and not cfg.round_cos_sin
     kind = torch.promote_types(x.dtype, torch.float32) if exact else x.dtype
     cos, sin = rotary(positions[None], length=int(cap.positions.max()) + 1, dtype=kind)

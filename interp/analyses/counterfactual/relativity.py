@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.errors import InputError, StageError
+from hooks.functional.float64 import to_float64
 from hooks.functional.visible import visible_keys
 from interp.analyses.counterfactual.recompute import recompute
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR
@@ -65,6 +66,7 @@ def relativity_error(
     for row, layer in enumerate(track(chosen, "shifting positions")):
         seen, scale = visible_keys(cap.spec(layer), rows, torch.arange(n)), cap.spec(layer).scale
         tensors = {shift: _moved(cap, layer, rows, shift, dtype) for shift in (0, *moves)}
+        seen = seen.to(tensors[0][0].device)
         for head in range(shape[1]):
             scores = {
                 shift: scale * (q[:, head] @ k[:, head * k.shape[1] // shape[1]].T)[seen]
@@ -74,7 +76,7 @@ def relativity_error(
             if not np.isfinite(out["score_std"][row, head]):
                 raise not_finite(f"scores of layer {layer}, head {head} hold NaN or infinity")
             for column, shift in enumerate(moves):
-                change = (scores[shift] - scores[0]).double()
+                change = to_float64(scores[shift] - scores[0])
                 out["score_change_rms"][row, head, column] = float(change.square().mean().sqrt())
                 out["score_change_max"][row, head, column] = float(change.abs().max())
     spread = out["score_std"][..., None]

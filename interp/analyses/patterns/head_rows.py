@@ -48,7 +48,7 @@ class HeadRows:
         head = checked_head(head, q.shape[1])
         spec = replace(
             spec,
-            sinks=None if spec.sinks is None else spec.sinks[head : head + 1],
+            sinks=None if spec.sinks is None else spec.sinks[head : head + 1].cpu(),
             alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes[head : head + 1],
         )
         see = Visibility.of(spec, cap.positions, cap.positions)

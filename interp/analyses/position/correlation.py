@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from hooks.functional.float64 import to_float64
+
 _FFT_BYTES = 64 * 2**20
 
 
@@ -54,7 +56,7 @@ def _spectra(
     x: Float[Tensor, "d_head pos"], features: Int[Tensor, "group feature"], size: int
 ) -> Complex[Tensor, "feature group frequency"]:
     """Fourier transforms over positions, padded with zeros so that the ends do not meet."""
-    chosen = x[features.T.flatten().to(x.device)].double()
+    chosen = to_float64(x[features.T.flatten().to(x.device)])
     return torch.fft.rfft(chosen, n=size).unflatten(0, (features.shape[1], -1))
 
 

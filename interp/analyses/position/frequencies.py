@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hooks import AttentionSpec
 from hooks.errors import InputError, MaterializationError, StageError
+from hooks.functional.float64 import float64_device
 from hooks.memory import free_bytes
 from interp.analyses.position.correlation import correlations
 from interp.analyses.position.schema import FREQUENCY_BIAS
@@ -124,7 +125,7 @@ def frequency_scores(
     head_index = np.array(head_numbers(heads, q.shape[1]))
     grid = _Grid.of([spec], q.shape[0], distances)
     out = _empty((), len(head_index), inv_freq.numel(), grid)
-    _measure(q, k, spec, _Pairs(inv_freq.double().cpu(), interleaved), head_index, grid, out)
+    _measure(q, k, spec, _Pairs(inv_freq.cpu().double(), interleaved), head_index, grid, out)
     return _dataset(out, {"head": head_index}, grid)
 
 
@@ -151,7 +152,7 @@ def _pairs_of(cap: CaptureData, layer: int) -> _Pairs:
             "them. Capture with capture(HookedTransformer.from_pretrained(…), text), or give q, k and inv_freq to "
             "interp.analyses.position.frequencies.frequency_scores"
         )
-    return _Pairs(frequencies.double().cpu(), bool(rope.interleaved))
+    return _Pairs(frequencies.cpu().double(), bool(rope.interleaved))
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,7 @@ def _measure(
 
 def _pair_norms(x: Float[Tensor, "head d_head pos"], features: Int[Tensor, "pair 2"]) -> np.ndarray:
     """Root mean square over positions of each pair's two features, [head pair]."""
+    x = x.to(float64_device(x.device))
     square = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).square() / x.shape[-1]
     return square[:, features.to(x.device)].sum(-1).sqrt().cpu().numpy()
 

@@ -43,7 +43,7 @@ def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"]
     """
     if bins < 1:
         raise InputError(f"bins={bins}: ask for at least one stretch of positions")
-    loss, position = nll.double().cpu().numpy(), positions.cpu().numpy()[1:]
+    loss, position = nll.cpu().double().numpy(), positions.cpu().numpy()[1:]
     starts = np.unique(np.linspace(0, len(loss), min(bins, len(loss)) + 1).astype(int))[:-1]
     count = np.diff(np.append(starts, len(loss)))
     mean = np.add.reduceat(loss, starts) / count

@@ -119,7 +119,7 @@ def score_bound(
 def _as_tensor(distance: int | Sequence[int] | Tensor | np.ndarray) -> Float[Tensor, " distance"]:
     """Distances in float64."""
     if isinstance(distance, Tensor):
-        return torch.atleast_1d(distance.double())
+        return torch.atleast_1d(distance.cpu().double())
     return torch.from_numpy(np.array(distance, dtype=np.float64, ndmin=1))
 
 
@@ -146,7 +146,7 @@ def _gains(gain_q: Gain | None, gain_k: Gain | None, features: int | None) -> tu
     def as_rows(gain: Gain | None) -> Tensor:
         if gain is None:
             return torch.ones(1, features or 1, dtype=torch.float64)
-        return gain.detach().double().cpu().reshape(-1, gain.shape[-1])
+        return gain.detach().cpu().double().reshape(-1, gain.shape[-1])
 
     a, b = as_rows(gain_q), as_rows(gain_k)
     heads = max(len(a), len(b))
@@ -163,7 +163,7 @@ def _rows(bias: Gain | None, gain: Gain | None, like: Tensor) -> Tensor:
         return torch.zeros_like(like)
     if gain is not None and bias.shape[-1] != gain.shape[-1]:
         raise InputError(f"bias {tuple(bias.shape)} does not fit gain {tuple(gain.shape)}.")
-    rows = bias.detach().double().cpu().reshape(-1, bias.shape[-1])
+    rows = bias.detach().cpu().double().reshape(-1, bias.shape[-1])
     if len(like) % len(rows):
         raise InputError(f"bias {tuple(bias.shape)} does not fit {len(like)} heads; give the gains a head axis too.")
     return rows.repeat_interleave(len(like) // len(rows), 0)
@@ -179,7 +179,7 @@ def _blocks(rope: RopeConfig | None, frequencies: Tensor | None, features: int, 
 
     scheduled, factor = inv_freq(rope, features, length)
     angle = scheduled if frequencies is None else frequencies
-    return RotationBlocks(features, angle.detach().double().cpu(), factor, bool(rope.interleaved))
+    return RotationBlocks(features, angle.detach().cpu().double(), factor, bool(rope.interleaved))
 
 
 def _radii(

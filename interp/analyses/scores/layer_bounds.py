@@ -204,8 +204,8 @@ def _norm_reach(
         return torch.full((heads,), torch.inf, dtype=torch.float64)
     width = gain.numel() if cfg.qk_norm.scope == "full" else gain.shape[-1]
     radius = 1.0 if cfg.qk_norm.kind == "l2" else width**0.5
-    longest = radius * gain.double().cpu().abs().amax(-1)
-    return longest if bias is None else longest + bias.double().cpu().norm(dim=-1)
+    longest = radius * gain.cpu().double().abs().amax(-1)
+    return longest if bias is None else longest + bias.cpu().double().norm(dim=-1)
 
 
 def bound_side(cap: CaptureData, layers: Sequence[int]) -> str:

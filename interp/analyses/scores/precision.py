@@ -189,7 +189,7 @@ class _Tally:
 def _log_sum_exp(scores: Float[Tensor, "row key"], head: HeadRows) -> Float[Tensor, " row"]:
     """Log-sum-exp of whole rows, the sink logit included."""
     total = scores.logsumexp(-1)
-    return total if head.spec.sinks is None else torch.logaddexp(total, head.spec.sinks.to(total).cpu())
+    return total if head.spec.sinks is None else torch.logaddexp(total, head.spec.sinks.to(total))
 
 
 def _headroom(cap: CaptureData, layer: int) -> tuple[Float[np.ndarray, "head dtype"], Float[np.ndarray, "head dtype"]]:
@@ -221,7 +221,7 @@ def _room(limit: PerHead, largest: PerHead) -> PerHead:
 
 def _per_head_largest(x: Float[Tensor, "pos any_head d_head"], heads: int) -> PerHead:
     """The largest |entry| of what each query head reads."""
-    largest = x.abs().amax((0, 2)).double().cpu().numpy()
+    largest = x.abs().amax((0, 2)).cpu().double().numpy()
     return np.repeat(largest, heads // len(largest))
 
 
