@@ -1,25 +1,36 @@
 """Positional bias: what the distance between query and key alone does to scores and attention."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
 from hooks.errors import InputError
 from interp.common.labels import described, result_of
 from interp.tensors.capture_data import CaptureData
+from interp.tensors.selection import layer_numbers
 
 
-def positional_bias(cap: CaptureData) -> xr.Dataset:
+def positional_bias(cap: CaptureData, layers: int | Sequence[int] | None = None) -> xr.Dataset:
     """Scores and attention of each head against the distance Δ = query position − key position.
 
     attention_mean(Δ) = Σ p / count, attention_share(Δ) = Σ p / Σ over all Δ, over the visible pairs at distance Δ.
     The value-weighted twins weigh p_ij by ‖v_j W_O‖, the size of what it moves: sinks often carry little.
 
+    Args:
+        cap: the capture.
+        layers: which of its layers; None is all of them.
+
     Returns:
         Dataset over (layer, head, distance): attention_mean, attention_share, score_mean, score_std, score_min,
         score_max, and attention_value_mean and attention_value_share when the capture holds v; count over (layer,
         distance); positional_r2 over (layer, head); window over (layer), 0 for none.
+
+    Raises:
+        StageError: no layer, or one that the capture does not hold.
     """
-    stats = cap.statistics()
+    chosen = cap.layers if layers is None else layer_numbers(layers)
+    stats = cap.statistics(chosen)
     count = stats["count"]
     seen = count > 0
     out = xr.Dataset(
@@ -43,7 +54,7 @@ def positional_bias(cap: CaptureData) -> xr.Dataset:
         twins = _attention(stats["attention_value"], count, "value norm", moved, "p ‖v W_O‖", "arXiv:2004.10102")
         out = out.assign({name.replace("attention_", "attention_value_"): twin for name, twin in twins.items()})
     out["window"] = described(
-        xr.DataArray([cap.spec(layer).window or 0 for layer in cap.layers], dims="layer"),
+        xr.DataArray([cap.spec(layer).window or 0 for layer in chosen], dims="layer"),
         "token",
         "keys that a query of this layer can see, itself included; 0 means all before it",
         "0 ≤ Δ < window",
