@@ -1,5 +1,7 @@
 """Positional bias: what the distance between query and key alone does to scores and attention."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
@@ -7,20 +9,29 @@ from hooks.errors import InputError
 from interp.analyses.position.schema import POSITIONAL_BIAS, TYPICAL_DISTANCE
 from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
+from interp.tensors.selection import asked_layers
 
 
-def positional_bias(cap: CaptureData) -> xr.Dataset:
+def positional_bias(cap: CaptureData, layers: int | Sequence[int] | None = None) -> xr.Dataset:
     """Scores and attention of each head against the distance Δ = query position − key position.
 
     attention_mean(Δ) = Σ p / count, attention_share(Δ) = Σ p / Σ over all Δ, over the visible pairs at distance Δ.
     The value-weighted twins weigh p_ij by ‖v_j W_O‖, the size of what it moves: sinks often carry little.
 
+    Args:
+        cap: the capture.
+        layers: which of its layers; None is all of them.
+
     Returns:
         Dataset over (layer, head, distance): attention_mean, attention_share, score_mean, score_std, score_min,
         score_max, and attention_value_mean and attention_value_share when the capture holds v; count over (layer,
         distance); positional_r2 over (layer, head); window over (layer), 0 for none.
+
+    Raises:
+        StageError: no layer, or one that the capture does not hold.
     """
-    stats = cap.statistics()
+    chosen = asked_layers(cap.layers, layers)
+    stats = cap.statistics(chosen)
     count = stats["count"]
     seen = count > 0
     out = xr.Dataset(
@@ -36,7 +47,7 @@ def positional_bias(cap: CaptureData) -> xr.Dataset:
     )
     if "attention_value" in stats:
         out = out.assign(_attention(stats, "attention_value"))
-    out["window"] = ("layer", [cap.spec(layer).window or 0 for layer in cap.layers])
+    out["window"] = ("layer", [cap.spec(layer).window or 0 for layer in chosen])
     out = out.transpose("layer", "head", "distance", ...)
     return result_of(
         "positional_bias", labelled(out, POSITIONAL_BIAS), "scores and attention of each head against distance"

@@ -1,5 +1,7 @@
 """Attention received by position: the profile from begin to end in which a middle can be lost."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import xarray as xr
@@ -10,11 +12,14 @@ from interp.analyses.position.schema import RECEIVED_BY_POSITION
 from interp.common.binning import ratio
 from interp.common.labels import labelled, result_of
 from interp.tensors.capture_data import CaptureData
+from interp.tensors.selection import asked_layers
 
 PARTS = ("begin", "middle", "end")
 
 
-def received_by_position(cap: CaptureData, *, bins: int = 64, edge: float = 0.1) -> xr.Dataset:
+def received_by_position(
+    cap: CaptureData, layers: int | Sequence[int] | None = None, *, bins: int = 64, edge: float = 0.1
+) -> xr.Dataset:
     """How much attention the tokens of each stretch of the text receive, plain and weighted by what it moves.
 
     A key's mean is taken over the queries that can see it, ``Σ_i p_ij / |{i sees j}|``. Late keys are seen by near
@@ -25,6 +30,7 @@ def received_by_position(cap: CaptureData, *, bins: int = 64, edge: float = 0.1)
 
     Args:
         cap: a capture of at least three tokens.
+        layers: which of its layers; None is all of them.
         bins: stretches of equal length to average over; no more than there are tokens.
         edge: part of the text that counts as its begin, and as its end.
 
@@ -36,6 +42,7 @@ def received_by_position(cap: CaptureData, *, bins: int = 64, edge: float = 0.1)
 
     Raises:
         InputError: fewer than three tokens, or a setting out of range.
+        StageError: no layer, or one that the capture does not hold.
 
     Source:
         arXiv 2307.03172 (lost in the middle), 2004.10102 (value-weighted attention).
@@ -45,12 +52,13 @@ def received_by_position(cap: CaptureData, *, bins: int = 64, edge: float = 0.1)
         raise InputError(f"{n} tokens have no begin, middle and end: capture a longer text")
     if bins < 1 or not 0 < edge < 0.5:
         raise InputError(f"bins={bins} must be at least 1 and edge={edge} between 0 and 0.5")
-    stats = cap.statistics()
+    chosen = asked_layers(cap.layers, layers)
+    stats = cap.statistics(chosen)
     starts = np.unique(np.linspace(0, n, min(bins, n) + 1).astype(int))[:-1]
     width = min(max(round(edge * n), 1), (n - 1) // 2)
     parts = np.asarray([0, width, n - width])
-    seen = np.stack([queries_seeing(cap.spec(layer), n) for layer in cap.layers])
-    uniform = np.stack([_uniform(cap.spec(layer), n) for layer in cap.layers])
+    seen = np.stack([queries_seeing(cap.spec(layer), n) for layer in chosen])
+    uniform = np.stack([_uniform(cap.spec(layer), n) for layer in chosen])
     measured: dict[str, np.ndarray] = {}
     for name in ("received", "received_value"):
         if name in stats:

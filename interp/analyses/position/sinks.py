@@ -42,7 +42,13 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
     return xr.DataArray(np.stack(means), coords, said.dims, "first_token_mass", said.attrs)
 
 
-def sink_rate(cap: CaptureData, k: int = 1, epsilon: float = SINK_THRESHOLD) -> xr.Dataset:
+def sink_rate(
+    cap: CaptureData,
+    k: int = 1,
+    epsilon: float = SINK_THRESHOLD,
+    *,
+    layers: int | Sequence[int] | None = None,
+) -> xr.Dataset:
     """Which heads use the k-th token as a sink, and their share.
 
     α_k = Σ_{i ≥ k} p_ik / (T − k + 1), tokens and queries counted from 1: the mean attention that token k receives
@@ -53,12 +59,15 @@ def sink_rate(cap: CaptureData, k: int = 1, epsilon: float = SINK_THRESHOLD) -> 
         cap: a capture of more than k tokens.
         k: which token, counted from 1 as in the paper.
         epsilon: the threshold ε.
+        layers: which of its layers; None is all of them.
 
     Returns:
-        Dataset: sink_score α_k and is_sink (layer, head); sink_rate, one number. k and epsilon are in its attributes.
+        Dataset: sink_score α_k and is_sink (layer, head); sink_rate, one number for all heads of these layers. k and
+        epsilon are in its attributes.
 
     Raises:
         InputError: there are not more than k tokens, or a setting is out of range.
+        StageError: no layer, or one that the capture does not hold.
 
     Source:
         arXiv 2410.10781; github.com/sail-sg/Attention-Sink.
@@ -68,8 +77,10 @@ def sink_rate(cap: CaptureData, k: int = 1, epsilon: float = SINK_THRESHOLD) -> 
         raise InputError(f"k={k} counts tokens from 1, and epsilon={epsilon} lies between 0 and 1")
     if n <= k:
         raise InputError(f"{n} tokens: whether token {k} is a sink shows only after it, so capture a longer text")
-    seen = [queries_seeing(cap.spec(layer), n)[k - 1] for layer in cap.layers]
-    score = cap.statistics()["received"].isel(key=k - 1, drop=True) / xr.DataArray(seen, dims="layer")
+    chosen = asked_layers(cap.layers, layers)
+    received = cap.statistics(chosen)["received"]
+    seen = [queries_seeing(cap.spec(layer), n)[k - 1] for layer in chosen]
+    score = received.isel(key=k - 1, drop=True) / xr.DataArray(seen, dims="layer")
     is_sink = score > epsilon
     out = xr.Dataset({"sink_score": score, "is_sink": is_sink, "sink_rate": is_sink.mean()})
     what = "attention sinks by head, and their share"
