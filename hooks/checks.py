@@ -103,16 +103,16 @@ def choices(
     several = [value] if isinstance(value, str) else value
     good = isinstance(several, Iterable) and _has_length(several)
     given = list(several) if good else []
-    words = [word for word in given if isinstance(word, str) and word in allowed]
+    words: list[str] = [word for word in given if isinstance(word, str) and word in allowed]
     if not given or len(words) < len(given):
         raise error(f"{name}={shown(value)}: give one or several of {', '.join(map(repr, allowed))}")
-    return tuple(dict.fromkeys(words))
+    return tuple(sorted(set(words), key=words.index))
 
 
 def words(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> tuple[str, ...]:
     """One or several texts, each once, in the order given; none is allowed."""
     several = [value] if isinstance(value, str) else value
-    found = list(several) if isinstance(several, Iterable) and not isinstance(several, bytes) else [None]
+    found: list[Any] = list(several) if isinstance(several, Iterable) and not isinstance(several, bytes) else [None]
     if any(not isinstance(each, str) or not each for each in found):
         raise error(f"{name}={shown(value)}: give a text, or several")
     return tuple(dict.fromkeys(found))
