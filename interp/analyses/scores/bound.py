@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hooks import AttentionSpec, QKNormConfig, RopeConfig
 from hooks.errors import InputError
+from hooks.functional.rope import inv_freq
 from interp.analyses.scores.rotation_blocks import RotationBlocks
 
 Gain = Float[Tensor, " d_head"] | Float[Tensor, "head d_head"]
@@ -172,10 +173,6 @@ def _blocks(rope: RopeConfig | None, frequencies: Tensor | None, features: int, 
     """How the rotation pairs features."""
     if rope is None:
         return RotationBlocks.still(features)
-    from hooks.functional.rope import (
-        inv_freq,  # imports transformer_lens, seconds that statistics and quantiles need not wait for
-    )
-
     scheduled, factor = inv_freq(rope, features, length)
     angle = scheduled if frequencies is None else frequencies
     return RotationBlocks(features, angle.detach().double().cpu(), factor, bool(rope.interleaved))
