@@ -25,6 +25,7 @@ from transformers.masking_utils import (
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import AttachError
 from hooks.functional.attend import attend_fused
+from hooks.functional.place import Place
 from hooks.functional.visible import visible_keys
 
 IMPLEMENTATION = "ropescope"
@@ -34,7 +35,7 @@ _ROWS = 256
 # Arguments that change a pattern in ways that an AttentionSpec has no word for.
 _FOREIGN = ("position_bias", "head_mask", "indices", "attention_bias", "alibi")
 
-Attend = Callable[..., Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionSpec, Place], Tensor]
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,13 @@ def attention(
     attend: Attend = module.__dict__.get(HANDLER, attend_plainly)
     if _recorder is not None:
         _recorder(module, q, k, v, spec)
-    return attend(q, k, v, spec, key_mask=rules.key_mask, query_start=rules.query_start), None
+    return attend(q, k, v, spec, Place(rules.query_start, rules.key_mask)), None
 
 
-def attend_plainly(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any) -> Tensor:
+def attend_plainly(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, place: Place) -> Tensor:
     """Attend where nobody watches; heads of q, k and v may differ in width."""
     q, k, v, width = same_width(q, k, v)
-    return attend_fused(q, k, v, spec, **where)[..., :width]
+    return attend_fused(q, k, v, spec, place)[..., :width]
 
 
 def same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -1,7 +1,7 @@
 """The hook points of an attached model, and the module hooks that lead a foreign model's tensors past them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -15,6 +15,7 @@ from hooks.attached.probe import LayerFacts, Tap, first_tensor, from_heads, to_h
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import AttachError
+from hooks.functional.place import Place
 from hooks.modules.attention import attend_hooked
 from hooks.modules.hook_point import HookPoint
 
@@ -118,15 +119,15 @@ class AttachedAttention(nn.Module):
         weight = cast(nn.Linear, self._facts[0].output).weight
         return rearrange(weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, place: Place) -> Tensor:
         """Attention of this layer on the model's own q, k and v, past the points at both ends."""
         if not self._run.silent:
             q, k, v = (getattr(self, self._facts[0].final(t))(x) for t, x in (("q", q), ("k", k), ("v", v)))
         positions = self._run.positions
         if positions is not None and q.shape[1] == k.shape[1] == positions.shape[1]:
-            where |= {"query_positions": positions, "key_positions": positions}
+            place = replace(place, query_positions=positions, key_positions=positions)
         q, k, v, width = same_width(q, k, v)
-        return self.hook_z(attend_hooked(self, q, k, v, spec, **where)[..., :width])
+        return self.hook_z(attend_hooked(self, q, k, v, spec, place)[..., :width])
 
     def install(self) -> list[RemovableHandle]:
         """Lead the module's tensors past the points; the handles undo it."""

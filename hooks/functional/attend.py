@@ -6,29 +6,31 @@ that sees nothing gets zeros.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError, MaterializationError
 from hooks.functional.fused_kernel import fused_kernel
+from hooks.functional.place import FROM_START, Place
 from hooks.functional.scores import finish_scores
 from hooks.functional.visible import RowBlock, additive_mask, row_blocks, visible_keys
 from hooks.memory import free_bytes
 
 __all__ = [
     "AttentionSpec",
+    "Place",
     "RowBlock",
     "attend_full",
     "attend_fused",
     "attend_rows",
     "row_blocks",
-    "shared_positions",
     "visible_keys",
 ]
 
@@ -48,11 +50,8 @@ def attend_fused(
     k: Float[Tensor, "batch key kv_head d_head"],
     v: Float[Tensor, "batch key kv_head d_head"],
     spec: AttentionSpec,
-    *,
-    query_start: int = 0,
-    key_mask: Bool[Tensor, "batch key"] | None = None,
-    query_positions: Int[Tensor, "*batch query"] | None = None,
-    key_positions: Int[Tensor, "*batch key"] | None = None,
+    place: Place = FROM_START,
+    **where: Any,
 ) -> Float[Tensor, "batch query head d_head"]:
     """Attend with torch's fused kernel: O(n) memory; a sliding window costs O(n · window) time.
 
@@ -63,10 +62,8 @@ def attend_fused(
         k: Keys, one per kv head; head h uses kv head ``h // (heads / kv_heads)``.
         v: Values, one per kv head.
         spec: How scores become a pattern.
-        query_start: Index of the first query among the keys (chunked runs).
-        key_mask: True where a key is real; None when all are.
-        query_positions: Positions of the queries in tokens; by default their indices. Only ALiBi reads them.
-        key_positions: Positions of the keys; by default their indices.
+        place: Where queries and keys stand; only ALiBi reads positions.
+        **where: Fields of `Place`, given one by one.
 
     Returns:
         Per-head output z.
@@ -74,14 +71,14 @@ def attend_fused(
     Raises:
         InputError: Shapes that do not fit together.
     """
-    place = _place(q, k, v, spec, query_start, key_mask, query_positions, key_positions)
+    place = _checked(q, k, v, spec, replace(place, **where))
     by_rows = spec.softcap is not None or spec.sinks is not None or spec.alibi_slopes is not None
     if by_rows or (q.device.type == "cuda" and q.dtype == torch.float64):  # for which CUDA has no fused kernel
-        return _rows(q, k, v, spec, place, None, None, MEMORY_BUDGET)
+        return _rows(q, k, v, spec, place)
     n_queries, n_keys = q.shape[1], k.shape[1]
-    sliding = spec.window is not None and spec.window < max(query_start + n_queries, n_keys)
+    sliding = spec.window is not None and spec.window < max(place.query_start + n_queries, n_keys)
     # is_causal lines up the first query with the first key: wrong with an offset.
-    if place.key_mask is None and not sliding and (query_start == 0 or not spec.causal):
+    if place.key_mask is None and not sliding and (place.query_start == 0 or not spec.causal):
         return fused_kernel(q, k, v, spec.scale, causal=spec.causal)
 
     @lru_cache(maxsize=1)
@@ -93,13 +90,13 @@ def attend_fused(
         """The fused kernel on one block."""
         rows, keys = block
         if place.key_mask is None:
-            ahead = query_start + rows.start - keys.start
+            ahead = place.query_start + rows.start - keys.start
             mask = shared_mask(rows.stop - rows.start, keys.stop - keys.start, ahead)
         else:
-            mask = additive_mask(spec, block, query_start, place.key_mask, q.dtype, q.device)
+            mask = additive_mask(spec, block, place.query_start, place.key_mask, q.dtype, q.device)
         return fused_kernel(q[:, rows], k[:, keys], v[:, keys], spec.scale, mask=mask)
 
-    blocks = row_blocks(spec, n_queries, n_keys, _SLIDING_HEIGHT if sliding else _MASKED_HEIGHT, query_start)
+    blocks = row_blocks(spec, n_queries, n_keys, _SLIDING_HEIGHT if sliding else _MASKED_HEIGHT, place.query_start)
     # Autograd would keep a mask for every block: together n × n unless a window narrows them.
     return _run(q, block_z, blocks, recompute=not sliding and _tracks_grad(q, k, v))
 
@@ -109,14 +106,12 @@ def attend_rows(
     k: Float[Tensor, "batch key kv_head d_head"],
     v: Float[Tensor, "batch key kv_head d_head"],
     spec: AttentionSpec,
+    place: Place = FROM_START,
     *,
-    query_start: int = 0,
-    key_mask: Bool[Tensor, "batch key"] | None = None,
-    query_positions: Int[Tensor, "*batch query"] | None = None,
-    key_positions: Int[Tensor, "*batch key"] | None = None,
     on_scores: RowsHook | None = None,
     on_pattern: RowsHook | None = None,
     memory_budget: int = MEMORY_BUDGET,
+    **where: Any,
 ) -> Float[Tensor, "batch query head d_head"]:
     """Attend one block of query rows at a time, showing each block's scores and pattern to hooks: O(n) memory.
 
@@ -129,15 +124,13 @@ def attend_rows(
         k: Keys, one per kv head.
         v: Values, one per kv head.
         spec: How scores become a pattern.
-        query_start: Index of the first query among the keys.
-        key_mask: True where a key is real.
-        query_positions: Positions of the queries in tokens.
-        key_positions: Positions of the keys in tokens.
+        place: Where queries and keys stand.
         on_scores: Called with a fresh [batch head row key] block of scores (masked −inf), the positions of its rows
             and the positions of its keys ([query] and [key], with a batch axis where batch rows differ). It may edit
             the block in place, and returns the block to use.
         on_pattern: The same after softmax.
         memory_budget: Bytes that the tensors of one block may take; a block has at least one row.
+        **where: Fields of `Place`, given one by one.
 
     Returns:
         Per-head output z.
@@ -145,8 +138,8 @@ def attend_rows(
     Raises:
         InputError: Shapes that do not fit together, or a hook that returns another shape.
     """
-    place = _place(q, k, v, spec, query_start, key_mask, query_positions, key_positions)
-    return _rows(q, k, v, spec, place, on_scores, on_pattern, memory_budget)
+    place = _checked(q, k, v, spec, replace(place, **where))
+    return _rows(q, k, v, spec, place, on_scores=on_scores, on_pattern=on_pattern, memory_budget=memory_budget)
 
 
 def attend_full(
@@ -154,13 +147,11 @@ def attend_full(
     k: Float[Tensor, "batch key kv_head d_head"],
     v: Float[Tensor, "batch key kv_head d_head"],
     spec: AttentionSpec,
+    place: Place = FROM_START,
     *,
-    query_start: int = 0,
-    key_mask: Bool[Tensor, "batch key"] | None = None,
-    query_positions: Int[Tensor, "*batch query"] | None = None,
-    key_positions: Int[Tensor, "*batch key"] | None = None,
     on_scores: FullHook | None = None,
     on_pattern: FullHook | None = None,
+    **where: Any,
 ) -> Float[Tensor, "batch query head d_head"]:
     """Attend through whole [batch head query key] scores and pattern, as TransformerLens does: O(n²) memory.
 
@@ -171,12 +162,10 @@ def attend_full(
         k: Keys, one per kv head.
         v: Values, one per kv head.
         spec: How scores become a pattern.
-        query_start: Index of the first query among the keys.
-        key_mask: True where a key is real.
-        query_positions: Positions of the queries in tokens.
-        key_positions: Positions of the keys in tokens.
+        place: Where queries and keys stand.
         on_scores: Called with the scaled, soft-capped, masked (−inf) scores; returns those to use.
         on_pattern: Called with the pattern; returns the one to use.
+        **where: Fields of `Place`, given one by one.
 
     Returns:
         Per-head output z.
@@ -185,32 +174,14 @@ def attend_full(
         MaterializationError: Scores and pattern would not fit in free memory.
         InputError: Shapes that do not fit together, or a hook that returns another shape.
     """
-    place = _place(q, k, v, spec, query_start, key_mask, query_positions, key_positions)
+    place = _checked(q, k, v, spec, replace(place, **where))
     _check_fits(q, k, tracks_grad=_tracks_grad(q, k, v, spec.sinks))
     everything = RowBlock(slice(0, q.shape[1]), slice(0, k.shape[1]))
-    return _attend_block(q, k, v, spec, place, everything, on_scores, on_pattern)
+    return _attend_block(q, k, v, spec, place, everything, on_scores=on_scores, on_pattern=on_pattern)
 
 
-class _Place(NamedTuple):
-    """Where queries and keys stand in the sequence; ``key_mask`` is None when it hides nothing."""
-
-    query_start: int
-    key_mask: Bool[Tensor, "batch key"] | None
-    query_positions: Int[Tensor, "*batch query"]
-    key_positions: Int[Tensor, "*batch key"]
-
-
-def _place(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    spec: AttentionSpec,
-    query_start: int,
-    key_mask: Tensor | None,
-    query_positions: Tensor | None,
-    key_positions: Tensor | None,
-) -> _Place:
-    """Check that the tensors fit together and fill in what was left to its default."""
+def _checked(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, place: Place) -> Place:
+    """Check that the tensors fit together, and bring the place into its plain form."""
     if k.shape != v.shape or q.shape[::3] != k.shape[::3] or 0 in (*q.shape, *k.shape):
         raise InputError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together: give "
@@ -222,25 +193,7 @@ def _place(
     for name, values in (("sinks", spec.sinks), ("alibi_slopes", spec.alibi_slopes)):
         if values is not None and len(values) != n_heads:
             raise InputError(f"{name} has {len(values)} values for {n_heads} heads: give one per head")
-    return _Place(
-        query_start,
-        None if key_mask is None or bool(key_mask.all()) else key_mask.bool(),
-        shared_positions(query_positions, query_start, q.shape[1], q.device),
-        shared_positions(key_positions, 0, k.shape[1], k.device),
-    )
-
-
-def shared_positions(
-    positions: Int[Tensor, "*batch n"] | None, start: int, n: int, device: torch.device
-) -> Int[Tensor, "*batch n"]:
-    """Positions (by default counted from start) as [n] when every batch row has the same ones, else [batch n]."""
-    if positions is None:
-        return torch.arange(start, start + n, device=device)
-    # One row, or one expanded to many: known without a look at the device.
-    alike = positions.ndim == 2 and (positions.shape[0] == 1 or positions.stride(0) == 0)
-    if alike or (positions.ndim == 2 and bool((positions == positions[:1]).all())):
-        return positions[0]
-    return positions
+    return place.plain()
 
 
 def _rows(
@@ -248,21 +201,22 @@ def _rows(
     k: Tensor,
     v: Tensor,
     spec: AttentionSpec,
-    place: _Place,
-    on_scores: RowsHook | None,
-    on_pattern: RowsHook | None,
-    memory_budget: int,
+    place: Place,
+    *,
+    on_scores: RowsHook | None = None,
+    on_pattern: RowsHook | None = None,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> Tensor:
     """``attend_rows`` once its arguments are checked."""
     k, v = _head_major(k), _head_major(v)
 
     def block_z(block: RowBlock) -> Tensor:
         """One block, its positions handed to the hooks."""
-        at = place.query_positions[..., block.rows], place.key_positions[..., block.keys]
+        at = place.positions(block.rows, block.keys, q.device)
         scores_hook, pattern_hook = (
             None if hook is None else lambda tensor, hook=hook: hook(tensor, *at) for hook in (on_scores, on_pattern)
         )
-        return _attend_block(q, k, v, spec, place, block, scores_hook, pattern_hook)
+        return _attend_block(q, k, v, spec, place, block, on_scores=scores_hook, on_pattern=pattern_hook)
 
     n_queries, n_keys = q.shape[1], k.shape[1]
     widest = n_keys if spec.window is None else min(n_keys, 2 * spec.window + _ROWS_HEIGHT)
@@ -277,8 +231,9 @@ def _attend_block(
     k: Tensor,
     v: Tensor,
     spec: AttentionSpec,
-    place: _Place,
+    place: Place,
     block: RowBlock,
+    *,
     on_scores: FullHook | None,
     on_pattern: FullHook | None,
 ) -> Tensor:
@@ -302,14 +257,13 @@ def _edited(name: str, edited: Tensor, block: Tensor) -> Tensor:
     return edited
 
 
-def _scores(q: Tensor, k: Tensor, spec: AttentionSpec, place: _Place, block: RowBlock) -> Tensor:
+def _scores(q: Tensor, k: Tensor, spec: AttentionSpec, place: Place, block: RowBlock) -> Tensor:
     """A fresh [batch head row key] tensor of the scores that enter softmax."""
     batch, n_rows, n_heads, d_head = q.shape
     n_kv_heads = k.shape[2]
     grouped = q.unflatten(2, (n_kv_heads, -1)).permute(0, 2, 3, 1, 4).reshape(batch * n_kv_heads, -1, d_head)
     products = torch.bmm(grouped, k.permute(0, 2, 3, 1).flatten(0, 1)).view(batch, n_heads, n_rows, -1)
-    at = place.query_positions[..., block.rows], place.key_positions[..., block.keys]
-    scores = finish_scores(products, spec, *at)
+    scores = finish_scores(products, spec, *place.positions(block.rows, block.keys, q.device))
     mask = additive_mask(spec, block, place.query_start, place.key_mask, q.dtype, q.device)
     return scores if mask is None else scores.add_(mask)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.steps import STEP_OUTPUT, attention_steps
 from hooks.config.transformer import HookedTransformerConfig
-from hooks.functional.attend import RowsHook, attend_full, attend_fused, attend_rows, shared_positions
+from hooks.functional.attend import RowsHook, attend_full, attend_fused, attend_rows
+from hooks.functional.place import FROM_START, Place
 from hooks.functional.rope import rotate
 from hooks.modules.hook_point import HookPoint, run_hooks
 from hooks.modules.qk_norm import QKNorm
@@ -101,12 +102,8 @@ class Attention(AttentionWeights, nn.Module):
         """
         inputs = {"q": x, "k": x, "v": x, **(split_inputs or {})}
         q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
-        where = {
-            "key_mask": context.key_mask,
-            "query_positions": context.positions,
-            "key_positions": context.positions,
-        }
-        z = self.hook_z(attend_hooked(self, q, k, v, self.spec, **where))
+        place = Place(key_mask=context.key_mask, query_positions=context.positions, key_positions=context.positions)
+        z = self.hook_z(attend_hooked(self, q, k, v, self.spec, place))
         if self.hook_result.has_hooks():
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
             out = self.hook_result(per_head).sum(2)
@@ -154,8 +151,14 @@ class AttendingPoints(Protocol):
 
 
 def attend_hooked(
-    points: AttendingPoints, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, **where: Any
-) -> Tensor:
+    points: AttendingPoints,
+    q: Float[Tensor, "batch query head d_head"],
+    k: Float[Tensor, "batch key kv_head d_head"],
+    v: Float[Tensor, "batch key kv_head d_head"],
+    spec: AttentionSpec,
+    place: Place = FROM_START,
+    **where: Any,
+) -> Float[Tensor, "batch query head d_head"]:
     """Attend past the score and pattern points of a module: fused when nobody watches, rows or full when hooked.
 
     A hook finds the positions of its tensor's rows and keys in ``hook.ctx["query_positions"]`` and
@@ -167,20 +170,19 @@ def attend_hooked(
         k: keys, one per kv head.
         v: values, one per kv head.
         spec: how scores become a pattern.
-        **where: ``query_start``, ``key_mask`` and positions, as `hooks.functional.attend` takes them.
+        place: where queries and keys stand.
+        **where: fields of `Place`, given one by one.
     """
+    place = replace(place, **where)
     if points.hook_attn_scores.has_hooks() or points.hook_pattern.has_hooks():
-        at = {
-            "query_positions": (where.get("query_positions"), where.get("query_start", 0), q.shape[1], q.device),
-            "key_positions": (where.get("key_positions"), 0, k.shape[1], k.device),
-        }
+        queries, keys = place.plain().positions(slice(0, q.shape[1]), slice(0, k.shape[1]), q.device)
         for point in (points.hook_attn_scores, points.hook_pattern):
-            point.ctx |= {name: shared_positions(*place) for name, place in at.items()}
-        return attend_full(q, k, v, spec, on_scores=points.hook_attn_scores, on_pattern=points.hook_pattern, **where)
+            point.ctx |= {"query_positions": queries, "key_positions": keys}
+        return attend_full(q, k, v, spec, place, on_scores=points.hook_attn_scores, on_pattern=points.hook_pattern)
     if not (points.hook_attn_scores_rows.has_hooks() or points.hook_pattern_rows.has_hooks()):
-        return attend_fused(q, k, v, spec, **where)
+        return attend_fused(q, k, v, spec, place)
     on_scores, on_pattern = _rows_hook(points.hook_attn_scores_rows), _rows_hook(points.hook_pattern_rows)
-    return attend_rows(q, k, v, spec, on_scores=on_scores, on_pattern=on_pattern, **where)
+    return attend_rows(q, k, v, spec, place, on_scores=on_scores, on_pattern=on_pattern)
 
 
 def _rows_hook(point: HookPoint) -> RowsHook | None:

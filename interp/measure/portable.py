@@ -23,7 +23,7 @@ LARGE_SCORE = 32.0
 OVERFLOW = "a score overflows: q, k or the scale is too large. Give q and k as float64."
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pass:
     """Everything that stays the same from block to block.
 

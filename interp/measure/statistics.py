@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -108,7 +109,7 @@ def attention_statistics(
     chosen = [see.select(rows) for rows in samples.rows]
     low, high = see.distance_range if "distances" in groups else (0, 0)
     value_norm = None if v is None else _value_norms(v[see.key], w_o, q.shape[1], dtype)
-    map_shape = (min(map_size, q.shape[0]), min(map_size, k.shape[0]))
+    map_shape = _map_shape(map_size, q.shape[0], k.shape[0])
     totals = Totals.empty(
         groups,
         heads=q.shape[1],
@@ -120,6 +121,9 @@ def attention_statistics(
         values=value_norm is not None,
         dtype=dtype,
         device=q.device,
+    )
+    pass_over = partial(
+        Pass, q=q, k=k, spec=spec, totals=totals, groups=groups, low=low, map_shape=map_shape, value_norm=value_norm
     )
     errors = GroupErrors()
     run = _choose(backend, q, dtype, see)
@@ -137,8 +141,7 @@ def attention_statistics(
         for part, rows in zip(chosen, samples.rows, strict=True):
             before = totals.sums(measured_rows) if samples.estimate else {}
             height = block_height(memory_budget, buffers, part, spec, dtype, beside)
-            work = Pass(q, k, spec, part, totals, groups, low, map_shape, value_norm, dtype, height)
-            run(work, offset, done)
+            run(pass_over(visibility=part, dtype=dtype, height=height), offset, done)
             offset += part.row.numel()
             measured_rows += rows.numel()
             if samples.estimate:
@@ -146,6 +149,15 @@ def attention_statistics(
     measured = Measured(see, chosen, samples, errors, query_positions, key_positions, value_norm, low)
     values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
     return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("_run_"))
+
+
+def _map_shape(map_size: int, n_queries: int, n_keys: int) -> tuple[int, int]:
+    """Rows and columns of the pooled map, no more than there are queries and keys."""
+    if map_size < 1:
+        raise InputError(
+            f'map_size={map_size}: the pooled map has at least one cell; leave "map" out of groups for none'
+        )
+    return min(map_size, n_queries), min(map_size, n_keys)
 
 
 def _choose(backend: Backend, q: Tensor, dtype: torch.dtype, see: Visibility) -> Callable[..., None]:

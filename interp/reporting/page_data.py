@@ -15,6 +15,7 @@ import xarray as xr
 
 from hooks.errors import InputError, StageError
 from interp.analyses.patterns.head_rows import HeadRows
+from interp.analyses.position.frequencies import frequency_bias
 from interp.common.words import KIND_NAME, visible_text
 from interp.plots.maps import MAP_DECADES
 from interp.tensors.capture_data import CaptureData
@@ -101,8 +102,6 @@ def _curves(binned: xr.Dataset) -> dict[str, Any]:
 
 def _bands(cap: CaptureData, heads: Sequence[int]) -> dict[str, Any] | None:
     """Mean score by distance, split into bands of frequency pairs, [layer head band bin]; None without rotation."""
-    from interp.analyses.position.frequencies import frequency_bias
-
     try:
         bias = frequency_bias(cap, heads=list(heads), distances="binned")
     except (StageError, InputError):  # nothing rotates, or positions have gaps

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hooks import AttentionSpec, QKNormConfig, RopeConfig
 from hooks.errors import InputError
+from hooks.functional.rope import inv_freq
 from interp.analyses.scores.rotation_blocks import RotationBlocks
 
 Gain = Float[Tensor, " d_head"] | Float[Tensor, "head d_head"]
@@ -90,16 +91,15 @@ def score_bound(
         if qk_norm is not None:
             radii = _radii(qk_norm, gain_q, gain_k, features, n_heads, n_kv_heads)
             turning = blocks if qk_norm.position == "before_rope" else RotationBlocks.still(features)
-            biases = [_rows(bias, gain, a) for bias, gain in ((bias_q, gain_q), (bias_k, gain_k))]
+            beta_q, beta_k = _rows(bias_q, gain_q, a), _rows(bias_k, gain_k, a)
             bound = _norm_bound(
                 qk_norm,
                 turning,
-                a,
-                b,
-                radii,
-                biases,
-                distances,
-                furthest,
+                gains=(a, b),
+                radii=radii,
+                biases=(beta_q, beta_k),
+                distances=distances,
+                furthest=furthest,
                 clipped=clip_qkv is not None and after_norm,
                 clipped_last=clip_qkv is not None and clip_position == "rope",
             )
@@ -173,10 +173,6 @@ def _blocks(rope: RopeConfig | None, frequencies: Tensor | None, features: int, 
     """How the rotation pairs features."""
     if rope is None:
         return RotationBlocks.still(features)
-    from hooks.functional.rope import (
-        inv_freq,  # imports transformer_lens, seconds that statistics and quantiles need not wait for
-    )
-
     scheduled, factor = inv_freq(rope, features, length)
     angle = scheduled if frequencies is None else frequencies
     return RotationBlocks(features, angle.detach().cpu().double(), factor, bool(rope.interleaved))
@@ -205,13 +201,12 @@ def _radii(
 def _norm_bound(
     qk_norm: QKNormConfig,
     blocks: RotationBlocks,
-    a: Float[Tensor, "head d_head"],
-    b: Float[Tensor, "head d_head"],
+    *,
+    gains: tuple[Float[Tensor, "head d_head"], Float[Tensor, "head d_head"]],
     radii: tuple[float, float],
-    biases: list[Float[Tensor, "head d_head"]],
+    biases: tuple[Float[Tensor, "head d_head"], Float[Tensor, "head d_head"]],
     distances: Float[Tensor, " distance"] | None,
     furthest: int | None,
-    *,
     clipped: bool,
     clipped_last: bool,
 ) -> Float[Tensor, "head distance"]:
@@ -220,6 +215,7 @@ def _norm_bound(
     Clipping shrinks features towards 0 and keeps their signs: the vectors stay in the ball, but lose what LayerNorm
     and the directions of biases and pairs would have proved.
     """
+    (a, b), (beta_q, beta_k) = gains, biases
     columns = 1 if distances is None else distances.numel()
     if clipped_last:
         distances, furthest = None, None
@@ -232,7 +228,6 @@ def _norm_bound(
         gain = blocks.largest_norm(a, b, furthest)
     bound = math.sqrt(radii[0] * radii[1]) * gain
     at = None if clipped else distances
-    beta_q, beta_k = biases
     if beta_k.any():
         bound = bound + math.sqrt(radii[0]) * blocks.reach(a, beta_k, at, backwards=False)
     if beta_q.any():

@@ -407,7 +407,7 @@ def test_sampled_rows_of_a_window_cost_the_window(backend, monkeypatch):
     monkeypatch.setattr(
         Pass,
         "__init__",
-        lambda self, *given: made(self, *given) or widths.append(self.visibility.band_width(self.height)),
+        lambda self, **given: made(self, **given) or widths.append(self.visibility.band_width(self.height)),
     )
     spec, rows = AttentionSpec(scale=0.5, window=window), range(0, n, 100)
     some = attention_statistics(q, k, spec, groups=("rows", "keys"), queries=rows, backend=backend)
