@@ -19,7 +19,7 @@ from interp.storage import tensor_files
 from interp.storage.manifest import read_manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::hooks.errors.CaptureWarning")
-CUT = Path(__file__).parent / "capture_format_1" / "cut.capture"
+CUT = sorted(Path(__file__).parent.glob("capture_format_*/cut.capture"))
 # What a person may well have of these names: words, JSON, tensors of their own, nothing.
 NAMES = [
     *("manifest.json", "tokens.json", "source.json", "tokens.safetensors", "constants.safetensors", "loss.safetensors"),
@@ -174,9 +174,10 @@ def test_what_an_earlier_version_left_goes_on(captures, tmp_path, cut):
     assert contents(cap) == contents(captures / "whole")
 
 
-def test_a_capture_that_an_earlier_version_began_is_finished(captures, tmp_path):
+@pytest.mark.parametrize("cut", CUT, ids=lambda folder: folder.parent.name)
+def test_a_capture_that_an_earlier_version_began_is_finished(captures, tmp_path, cut):
     """The version's own files: two blocks have run, and it was killed after it wrote the third one's."""
-    cap = Path(shutil.copytree(CUT, tmp_path / "cap"))
+    cap = Path(shutil.copytree(cut, tmp_path / "cap"))
     finished, whole = small_capture(cap, force=True), open_capture(captures / "whole")
     assert sorted(os.listdir(cap)) == sorted(os.listdir(captures / "whole"))
     for layer in whole.layers:
