@@ -30,9 +30,7 @@ def write(folder: Path) -> None:
     cap = capture(model, random_tokens(29)[0], folder / "whole.capture", stages=_STAGES)
     cap.statistics(1)
     assert crashing.killed_at(folder / "cut.capture", _MIDDLE) == -9
-    cap = capture(
-        model, random_tokens(29)[0], stages=_STAGES
-    )  # in memory, so that nothing more is kept beside the other
+    cap = capture(model, random_tokens(29)[0], stages=_STAGES)  # keeps nothing beside the other
     numbers = {f"q.{n}.{stage}": cap.q(n, stage).numpy() for n in cap.layers for stage in cap.stages(n)}
     for kind, found in (("statistics", cap.statistics()), ("head_summary", head_summary(cap))):
         numbers |= {f"{kind}.{name}": values.values for name, values in found.data_vars.items()}
