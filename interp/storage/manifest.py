@@ -184,7 +184,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     if found.st_size > _MAX_BYTES:
         raise _damaged(path, f"it is larger than {_MAX_BYTES:,} bytes")
     try:
-        body = json.loads(path.read_bytes(), parse_constant=_no_nan)
+        body = json.loads(path.read_bytes(), parse_constant=lambda word: _constant(path, word))
     except (ValueError, RecursionError):
         raise _damaged(path, "it is no JSON") from None
     if not isinstance(body, dict):
@@ -192,10 +192,10 @@ def _json_object(path: Path) -> dict[str, Any]:
     return body
 
 
-def _no_nan(word: str) -> float:
+def _constant(path: Path, word: str) -> float:
     """Infinity as a number; NaN, which is none, as an error."""
     if word == "NaN":
-        raise ValueError("NaN is no number")
+        raise _damaged(path, "it holds NaN")
     return float(word)
 
 

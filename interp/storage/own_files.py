@@ -18,10 +18,11 @@ from interp.storage.tensor_files import MARK, TensorInfo, header, read_header
 SOURCE = "source.json"
 _CONSTANT = re.compile(r"\d+\.(gain_[qk]|bias_[qk]|inv_freq|w_o|sinks)", re.ASCII)
 _TEMPORARY = re.compile(r"\.ropescope-[a-z0-9_]{8}\.tmp", re.ASCII)
-# How whatever we write begins, a safetensors file after the 8 bytes of its header's length.
-_TENSORS_BEGIN = (f'{{"__metadata__":{{"{MARK}":"'.encode(), b'{"__metadata__":{"note":"{\\"key\\": ')
-_EARLIER_BEGIN = re.compile(rb'\{"(k\.\w+|residual|loss|positions|\d+\.\w+)":\{"dtype":"', re.ASCII)
-_JSON_BEGIN = tuple(x.encode() for x in (f'{{"{MARK}": "', '{\n "format": ', '{"token 0": "', '{"model": '))
+# How files of ours begin; a safetensors file after the 8 bytes of its header's length.
+_TENSORS = (f'{{"__metadata__":{{"{MARK}":"'.encode(), b'{"__metadata__":{"note":"{\\"key\\": ')
+_EARLIER_TENSORS = re.compile(rb'\{"(k\.\w+|residual|loss|positions|\d+\.\w+)":\{"dtype":"', re.ASCII)
+_JSON = (f'{{"{MARK}": "'.encode(), b'{\n "format": 1,\n "model_id": ', b'{\n "format": 2,\n "model_id": ')
+_EARLIER_JSON = b'{"token 0": "'
 
 
 def marked_json(kind: str, content: dict) -> bytes:
@@ -39,13 +40,16 @@ def has_json_mark(path: Path, kind: str) -> bool:
 
 
 def is_begun(path: Path) -> bool:
-    """Whether a temporary file is one that a killed run left; an empty one of just such a name is as well."""
+    """Whether a temporary file is one that a killed run left: it begins as ours do.
+
+    So does one that was cut before its mark, and one in which nothing stands yet, if its name is one that we draw.
+    """
     with path.open("rb") as file:
         start = file.read(64)
-    if not start or _EARLIER_BEGIN.match(start, 8):
-        return bool(_TEMPORARY.fullmatch(path.name))
-    cut = any(begin.startswith(start[8 : 8 + len(begin)]) for begin in _TENSORS_BEGIN) and len(start) > 8
-    return cut or start.startswith(_JSON_BEGIN)
+    if start.startswith(_JSON) or start[8:].startswith(_TENSORS):
+        return True
+    cut = _EARLIER_TENSORS.match(start, 8) is not None and read_header(path) is None
+    return (cut or not start or start.startswith(_EARLIER_JSON)) and bool(_TEMPORARY.fullmatch(path.name))
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class OwnFiles:
     def _question(self, name: str) -> Callable[[Path], bool]:
         """What to ask of a file of this name."""
         if Path(name).match(TEMPORARY):
-            return lambda path: is_begun(path) or self._is_tensors(path)
+            return lambda path: is_begun(path) or self._is_tensors(path) or self._is_source(path)
         asked = {
             LOCK: lambda path: path.stat().st_size == 0,  # opened and never written
             SOURCE: self._is_source,
@@ -83,7 +87,10 @@ class OwnFiles:
 
     def _is_source(self, path: Path) -> bool:
         """Whether a file says where the model came from."""
-        return has_json_mark(path, "source") or (path.stat().st_size > 0 and path.read_bytes() == self.earlier_source)
+        if has_json_mark(path, "source"):
+            return True
+        size = path.stat().st_size
+        return 0 < size <= len(self.earlier_source) and self.earlier_source.startswith(path.read_bytes())
 
     def _is_token_strings(self, path: Path) -> bool:
         """Whether a file has the texts of the tokens."""

@@ -22,7 +22,7 @@ from interp.storage.manifest import (
     layer_file,
 )
 from interp.storage.statistics_store import StatisticsStore
-from interp.storage.tensor_files import FileRecord, check_file, check_hash, read_tensor
+from interp.storage.tensor_files import REMEDY, FileRecord, check_file, check_hash, read_tensor
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.constants import LayerConstants
 from interp.tensors.layers import TensorInfo
@@ -58,11 +58,16 @@ def config_of(directory: Path, manifest: Manifest) -> HookedTransformerConfig:
         warnings.simplefilter("ignore")  # said when the model was built
         try:
             return HookedTransformerConfig.from_dict(manifest.config)
-        except (ConfigError, TypeError, ValueError) as error:
+        except (ConfigError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise CaptureError(
                 f"the manifest in {str(directory)!r} has a model configuration that this version of ropescope does not "
                 f"read ({error}): update ropescope, or capture again"
             ) from None
+
+
+def _sizes(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Heads, kv heads, and width of a head."""
+    return config["n_heads"], config.get("n_key_value_heads") or config["n_heads"], config["d_head"]
 
 
 class CaptureFiles:
@@ -73,26 +78,55 @@ class CaptureFiles:
         self._trusted: set[str] = set()
 
     def check(self) -> None:
-        """Check presence, size, shapes and types of every file; raises a CaptureDamagedError."""
+        """Check presence, size, shapes and types of every file; raises a CaptureDamagedError for what is not so."""
         for name, record in self._lasting():
             check_file(self.directory / name, record)
-        n = self.manifest.n_tokens
+        n, files = self.manifest.n_tokens, self.manifest.files
         for layer in self.manifest.finished_layers:
             self._check_layer(self.infos(layer), self.manifest.layers[layer], n, layer)
-        if self.manifest.files[TOKENS].tensors.get("tokens") != TensorInfo((n,), torch.int64):
-            raise CaptureDamagedError(f"{self.directory / TOKENS} does not hold {n:,} token ids; capture again")
+        if files[TOKENS].tensors != dict.fromkeys(("tokens", "positions"), TensorInfo((n,), torch.int64)):
+            raise CaptureDamagedError(f"{self.directory / TOKENS} does not hold {n:,} token ids; {REMEDY}")
+        if self.manifest.is_complete:
+            predicted = n - 1 if self.manifest.loss else 0
+            if {name: info.shape for name, info in files[LOSS].tensors.items()} != {"loss": (predicted,)}:
+                raise CaptureDamagedError(f"{self.directory / LOSS} does not hold {predicted:,} losses; {REMEDY}")
+        for name, info in files[CONSTANTS].tensors.items():
+            self._check_constant(name, info)
 
     def _lasting(self) -> list[tuple[str, FileRecord]]:
         """Files that no writer removes: the residual stream goes with the next layer, and is checked when read."""
         return [(name, record) for name, record in self.manifest.files.items() if not name.startswith("resume_")]
 
     def _check_layer(self, infos: dict[str, TensorInfo], record: LayerRecord, n: int, layer: int) -> None:
-        """Check that a layer holds what it should, in shapes that fit each other."""
-        names = [f"{x}.{stage}" for x in "qk" for stage in record.stages] + ["v"]
-        whole = sorted(names) == sorted(infos) and all(len(i.shape) == 3 and i.shape[0] == n for i in infos.values())
+        """Check that a layer holds what it should, in shapes and a type that fit its model."""
+        n_heads, n_kv_heads, width = _sizes(self.manifest.config)
+        dtypes = {info.dtype for info in infos.values()}
+        whole = sorted(record.parts) == sorted(infos) and len(dtypes) == 1 and all(t.is_floating_point for t in dtypes)
+        for name, info in infos.items():
+            whole = whole and info.shape == (n, n_heads if name[0] == "q" else n_kv_heads, width)
         if not whole or any(steps_before(stage, record.steps) is None for stage in record.stages):
             raise CaptureDamagedError(
-                f"{self.directory / layer_file(layer)} does not hold {', '.join(names)} of {n:,} tokens; capture again"
+                f"{self.directory / layer_file(layer)} does not hold {', '.join(record.parts)} of {n:,} tokens, "
+                f"{n_heads} heads over {n_kv_heads} kv heads of width {width}; {REMEDY}"
+            )
+
+    def _check_constant(self, name: str, info: TensorInfo) -> None:
+        """Check that a constant of a layer has a shape that goes with its heads."""
+        n_heads, n_kv_heads, width = _sizes(self.manifest.config)
+        layer, _, which = name.partition(".")
+        known = {
+            "gain_q": (n_heads, width),
+            "bias_q": (n_heads, width),
+            "gain_k": (n_kv_heads, width),
+            "bias_k": (n_kv_heads, width),
+            "sinks": (n_heads,),
+            "w_o": (n_heads, width, *info.shape[2:3]),
+            "inv_freq": info.shape if len(info.shape) == 1 and 2 * info.shape[0] <= width else None,
+        }
+        if not info.dtype.is_floating_point or not layer.isdecimal() or known.get(which) != info.shape:
+            raise CaptureDamagedError(
+                f"{self.directory / CONSTANTS} has {name} of shape {list(info.shape)}, which no layer of this model "
+                f"has; {REMEDY}"
             )
 
     def trusted(self, name: str) -> Path:
@@ -119,7 +153,7 @@ class CaptureFiles:
                     return found
         except (ValueError, RecursionError):
             pass
-        raise CaptureDamagedError(f"{path} does not hold the texts of {n:,} tokens; capture again")
+        raise CaptureDamagedError(f"{path} does not hold the texts of {n:,} tokens; {REMEDY}")
 
     def damaged(self) -> list[str]:
         """Every file that is not what it was, in words; reads all of them."""
@@ -128,7 +162,7 @@ class CaptureFiles:
             try:
                 check_file(self.directory / name, record)
                 check_hash(self.directory / name, record)
-            except CaptureDamagedError as error:
+            except CaptureError as error:
                 problems.append(str(error))
         return problems
 

@@ -167,13 +167,13 @@ class CaptureWriter:
     def _continue(self, *, force: bool) -> None:
         """Make sure that what is finished is whole, that the rest will fit it bit by bit, and that it has its place."""
         CaptureFiles(self.directory, self.manifest).check()
+        ran, every = self.manifest.blocks_run, range(self.manifest.n_blocks + 1)
+        to_come = [*(layer_file(n) for n in self.plan.steps if n >= ran), *map(resume_file, every[ran + 1 :])]
+        for name in () if self.manifest.is_complete else (*to_come, names.LOSS):
+            check_own(self.directory / name, self.own)
         self._remove_leftovers()
         if self.manifest.is_complete:
             return
-        ran, every = self.manifest.blocks_run, range(self.manifest.n_blocks + 1)
-        to_come = [*(layer_file(n) for n in self.plan.steps if n >= ran), *map(resume_file, every[ran:]), names.LOSS]
-        for name in to_come:
-            check_own(self.directory / name, self.own)
         if (self.directory / SOURCE).is_file() and self.own(self.directory / SOURCE):
             self._write_source()  # an earlier version's carries no mark
         left = sum(self.plan.layer_bytes(n) for n in self.plan.steps if n >= self.manifest.blocks_run)

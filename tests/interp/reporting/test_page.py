@@ -330,3 +330,18 @@ def test_first_token_mass_by_hand(cap):
         pattern = dense_pattern(dense_scores(cap.q(layer), cap.k(layer), spec.scale, window=spec.window))
         expected = pattern[:, 1 : spec.window, 0].mean(-1)
         np.testing.assert_allclose(mass.sel(layer=layer), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "seed"), [(83, 4), (40, 83)])
+def test_captures_of_other_tokens_are_not_held_against_each_other(cap, tmp_path, monkeypatch, n, seed):
+    monkeypatch.setattr("interp.reporting.page.analyse", None)
+    tokens = torch.randint(0, 61, (n,), generator=torch.Generator().manual_seed(seed))
+    with pytest.raises(InputError, match=r"the capture.*compare_with|first 40 of them the same"):
+        report(cap, tmp_path / "r.html", compare_with=capture(tiny(), tokens))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("heads", [[0.9], "01", [True], 1.0, []])
+def test_heads_are_named_by_whole_numbers(cap, tmp_path, heads):
+    with pytest.raises(StageError, match=r"heads=.*: give a whole number|no head was asked for"):
+        report(cap, tmp_path / "r.html", heads=heads)

@@ -1,9 +1,11 @@
 """A capture on disk is the capture in memory, bit for bit; what is wrong with one has a name."""
 
 import hashlib
+import io
 import json
 import os
 import warnings
+from math import inf, nan
 
 import pytest
 import tiny
@@ -31,6 +33,8 @@ from interp.analyses.scores.by_stage import stage_ranges
 from interp.captures import capture, open_capture, resume
 from interp.recording.plan import plan_capture
 from interp.storage import manifest
+from interp.storage.statistics_store import StatisticsStore
+from interp.storage.tensor_files import write_tensors
 
 N = 43
 TYPES = ("sliding_attention", "full_attention")
@@ -371,6 +375,28 @@ def rewritten(cap, change):
         lambda body: body.update(format=0),
         lambda body: body.update(loss="yes"),
         lambda body: body.pop("tokens"),
+        *(
+            lambda body, x=x: body["layers"]["0"]["spec"].update(scale=x)
+            for x in (nan, inf, -inf, 0, -1, 10**400, True)
+        ),
+        *(lambda body, x=x: body["layers"]["0"]["spec"].update(softcap=x) for x in (nan, inf, 0, -3.0, "2")),
+        *(lambda body, x=x: body["layers"]["0"]["spec"].update(window=x) for x in (0, -7, 1.5, nan, True)),
+        *(lambda body, x=x: body["layers"]["0"]["spec"].update(causal=x) for x in ("no", 1, None)),
+        *(lambda body, x=x: body["layers"]["0"]["spec"].update(alibi_slopes=x) for x in ([1.0], [nan] * 4, "abcd", 3)),
+        *(lambda body, x=x: body["layers"]["0"].update(attention_factor=x) for x in (nan, inf, 0, -1, 10**400, None)),
+        lambda body: body["layers"]["0"].update(stages=["final", "final"]),
+        lambda body: body.update(layers={}),
+        lambda body: body["config"].update(eps=nan),
+        lambda body: body["config"].update(n_heads=8),
+        lambda body: body["config"].update(d_head=32),
+        lambda body: body["files"]["layer_000.safetensors"]["tensors"].update({"v": "I64 [43, 2, 16]"}),
+        lambda body: body["files"]["loss.safetensors"]["tensors"].update({"loss": "F32 [43]"}),
+        lambda body: body["files"]["tokens.safetensors"]["tensors"].update({"positions": "I64 [44]"}),
+        lambda body: body["files"]["constants.safetensors"]["tensors"].update({"0.gain_q": "F32 [2, 16]"}),
+        lambda body: body["parts"]["0"].remove("v"),
+        lambda body: body["parts"].pop("0"),
+        lambda body: body.pop("documents"),
+        lambda body: body.update(extras=[1]),
     ],
 )
 def test_a_manifest_that_no_capture_has(cap, change):
@@ -383,6 +409,124 @@ def test_a_manifest_that_is_none(cap, content):
     (cap.path / "manifest.json").write_bytes(content)
     with pytest.raises(CaptureDamagedError, match="damaged"):
         open_capture(cap.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda body: body["parts"]["1"].append("grad.z"), r"grad\.z"),
+        (lambda body: body.update(documents=[0, 17]), "documents"),
+        (lambda body: body.update(padding=[0] * N), "padding"),
+        (lambda body: body["extras"].update(gradients={"optional": False}), "gradients"),
+        (lambda body: body["extras"].update(gradients={}), "gradients"),
+        (lambda body: body.update(masks=[1]), "masks"),
+    ],
+)
+def test_what_this_version_would_not_see_is_refused_by_name(cap, change, what):
+    with pytest.raises(CaptureError, match=f"holds {what}, which this version of ropescope does not read: update"):
+        open_capture(rewritten(cap, change))
+
+
+def test_what_may_be_passed_over_is_and_is_kept(cap, model, tokens):
+    extra = {"notes": {"optional": True, "lines": ["a", "b"]}}
+    directory = rewritten(cap, lambda body: body.update(extras=extra))
+    assert_same(open_capture(directory), capture(model, tokens))
+    found = manifest.read_manifest(directory)
+    manifest.write_manifest(directory, found)
+    assert manifest.read_manifest(directory) == found
+    assert found.extras == extra
+
+
+NAMES = ("manifest.json", "tokens.json", "tokens.safetensors", "constants.safetensors", "layer_000.safetensors")
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.symlink_to("/dev/zero")
+
+
+def huge(path):
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", [fifo, endless, huge, os.mkdir])
+@pytest.mark.parametrize("name", [*NAMES, "loss.safetensors"])
+def test_what_is_no_file_is_refused_and_not_waited_for(cap, name, kind):
+    (cap.path / name).unlink()
+    kind(cap.path / name)
+    with pytest.raises(CaptureError, match=name):
+        open_capture(cap.path).q(0)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", [fifo, endless, huge, os.mkdir])
+def test_statistics_that_are_no_file_are_computed_and_left(cap, kind):
+    expected = cap.statistics(0, "keys")
+    (path,) = (cap.path / "statistics").iterdir()
+    path.unlink()
+    kind(path)
+    before = os.lstat(path)
+    with pytest.warns(CaptureWarning):
+        xr.testing.assert_identical(open_capture(cap.path).statistics(0, "keys"), expected)
+    assert os.lstat(path).st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("note", ["[" * 100_000, '{"key": ' * 100_000, "null", "{}", '{"variables": [{}]}', ""])
+def test_statistics_of_nonsense_are_made_again(cap, note):
+    expected = cap.statistics(0, "keys")
+    (path,) = (cap.path / "statistics").iterdir()
+    write_tensors(path, {"a": torch.zeros(1)}, note, kind="statistics")
+    assert StatisticsStore(cap.path, {}).damaged() != []
+    with pytest.warns(CaptureWarning, match="computing them again"):
+        xr.testing.assert_identical(open_capture(cap.path).statistics(0, "keys"), expected)
+    assert StatisticsStore(cap.path, {}).damaged() == []
+
+
+@pytest.mark.parametrize("name", [*NAMES, "loss.safetensors"])
+def test_what_may_not_be_read_is_not_called_damaged(cap, name, monkeypatch):
+    opened, path = io.open, cap.path / name
+
+    def denied(file, *arguments, **options):
+        if isinstance(file, os.PathLike | str) and os.path.realpath(file) == os.path.realpath(path):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", denied)
+    with pytest.raises(CaptureError, match=f"cannot read .*{name}: Permission denied") as said:
+        open_capture(cap.path).q(0)
+    assert not isinstance(said.value, CaptureDamagedError)
+
+
+def test_a_manifest_of_somebody_else(cap):
+    (cap.path / "manifest.json").write_text('{"name": "my app", "icons": []}')
+    with pytest.raises(CaptureError, match=r"no capture in .*ropescope did not write its manifest\.json"):
+        open_capture(cap.path)
+
+
+def test_no_advice_costs_anything(cap, model, tokens):
+    """What is damaged, or of another model, may be all that there is."""
+    said = []
+    for path in sorted(cap.path.iterdir()):
+        before = path.read_bytes()
+        for content in (before[:-1], before[:-1] + bytes([before[-1] ^ 1]) if before else b"x"):
+            path.write_bytes(content)
+            try:
+                open_capture(cap.path).q(0)
+                open_capture(cap.path).q(1)
+            except CaptureError as error:
+                said.append(str(error))
+        path.write_bytes(before)
+    for other, ids in ((tiny_model(1, layer_types=TYPES, window_size=7), tokens), (model, tokens[:9])):
+        with pytest.raises(CaptureMismatchError) as error:
+            capture(other, ids, cap.path)
+        said.append(str(error.value))
+    assert len(said) >= 12
+    assert not [line for line in said if "delete" in line or "remove" in line]
 
 
 def test_a_flipped_byte_in_the_manifest(cap):
@@ -469,6 +613,22 @@ def test_resumed_from_the_directory_alone(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     assert_same(resume(path), whole)
     assert sorted(os.listdir(path)) == sorted(os.listdir(whole.path))
+
+
+def test_resumed_after_the_model_was_cast(tmp_path, monkeypatch):
+    """The configuration of a model that was cast still has the type that it was loaded in."""
+    tiny.tiny_model("llama").save_pretrained(tmp_path / "model")
+    model, tokens = HookedTransformer.from_pretrained(tmp_path / "model"), tiny.tokens(N, batch=1)[0]
+    path, cast = tmp_path / "cap", HookedTransformer.from_pretrained(tmp_path / "model").to(torch.bfloat16)
+    whole = capture(cast, tokens, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "residual_loss", None)
+        with pytest.raises(TypeError):
+            capture(cast, tokens, path)
+    with pytest.raises(CaptureMismatchError, match="weights of bfloat16 there, of float32 here; choose another path"):
+        resume(path, model)
+    assert_same(resume(path), whole)
+    assert whole.q(0).dtype == torch.bfloat16
 
 
 def test_an_unfinished_capture_says_so(model, tokens, tmp_path, monkeypatch):

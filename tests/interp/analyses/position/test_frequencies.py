@@ -188,7 +188,7 @@ def test_layers_that_do_not_rotate_are_left_out_or_refused():
     with pytest.raises(StageError, match="no head 4: the heads are 0 to 3"):
         frequency_bias(cap, heads=4)
     for wrong in (1.7, [True, False, True, False], ["1"]):
-        with pytest.raises(StageError, match="give the number of a head"):
+        with pytest.raises(StageError, match=r"heads=.*: give a whole number, or several"):
             frequency_bias(cap, heads=wrong)
 
 
