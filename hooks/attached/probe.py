@@ -4,6 +4,7 @@ Nothing goes by a model's name: decoder layers are where modules call transforme
 between projection and score follow from comparing the tensors that pass by.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from hooks.attached.interface import IMPLEMENTATION, recording
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.steps import STEP_OUTPUT
 from hooks.errors import AttachError
+from hooks.families.table import FAMILIES
 
 PROBE_LENGTH = 7
 _PROJECTIONS = {
@@ -114,23 +116,39 @@ def find_layers(model: nn.Module) -> list[LayerFacts]:
     with _watching(model) as calls, recording(record), torch.no_grad():
         try:
             _run(model)
-        except AttachError:
-            raise
         except Exception as error:
             failure = error
-    if not attending:
+    if not attending and not _calls_the_interface(model):
         raise AttachError(
             f"the attention of {name} does not go through transformers' AttentionInterface, so its q and k cannot be "
-            "seen from outside; HookedTransformer.from_pretrained loads the families that it has a row for"
+            f"seen from outside; {_other_way(model)}"
         ) from failure
+    if isinstance(failure, AttachError):
+        raise AttachError(f"{name} cannot be attached: {failure}; {_other_way(model)}") from failure
     if failure is not None:
         raise AttachError(
             f"{name} cannot be attached: a run on {PROBE_LENGTH} token ids through transformers' AttentionInterface "
             f"failed with {type(failure).__name__}: {failure}"
         ) from failure
+    if not attending:
+        raise AttachError(f"{name} attended nowhere on {PROBE_LENGTH} token ids; {_other_way(model)}")
     layers = _decoder_layers(model, list(attending))
     settings = model.config.get_text_config().to_dict()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return [_facts(layer, calls, attending, settings) for layer in layers]
+
+
+def _calls_the_interface(model: nn.Module) -> bool:
+    """Whether any of its modules is of code that knows transformers' attention functions."""
+    sources = {type(module).__module__ for module in model.modules()}
+    return any(hasattr(sys.modules.get(source), "ALL_ATTENTION_FUNCTIONS") for source in sources)
+
+
+def _other_way(model: nn.Module) -> str:
+    """What there is instead of attaching."""
+    kind = model.config.get_text_config().model_type  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    if kind in FAMILIES:
+        return "HookedTransformer.from_pretrained(model) loads it, on the same weights"
+    return f"HookedTransformer.from_pretrained has no row for {kind!r} either, so this project cannot hook it"
 
 
 def _run(model: Any) -> None:

@@ -78,21 +78,21 @@ class HookPoint(lens.HookPoint):
         self._shared: tuple[Hook, ...] = ()
 
     @property
-    def fwd_hooks(self) -> list[Hook]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def fwd_hooks(self) -> list[Hook]:
         """Hooks of the forward pass that hold in this context, in the order in which they run."""
         return self._now("fwd")
 
     @fwd_hooks.setter
-    def fwd_hooks(self, hooks: list) -> None:
+    def fwd_hooks(self, hooks: list) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """TransformerLens' constructor empties the list, which is empty."""
 
     @property
-    def bwd_hooks(self) -> list[Hook]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def bwd_hooks(self) -> list[Hook]:
         """Hooks of the backward pass that hold in this context, in the order in which they run."""
         return self._now("bwd")
 
     @bwd_hooks.setter
-    def bwd_hooks(self, hooks: list) -> None:
+    def bwd_hooks(self, hooks: list) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As for ``fwd_hooks``."""
 
     @property
