@@ -136,6 +136,10 @@ def _follows(visible: Tensor, rules: MaskRules) -> bool:
     return True
 
 
+class MaskEditError(AttachError):
+    """Code of the model works on the numbers of a mask that has none."""
+
+
 class HandedMask(Tensor):
     """What a model gets in place of its mask: of a mask's shape, without its memory, and with the mask's rules.
 
@@ -159,7 +163,7 @@ class HandedMask(Tensor):
                     return found
                 if found.shape == mask.shape:
                     return mask
-        raise AttachError(
+        raise MaskEditError(
             f"this model works on its attention mask itself ({name} in {_caller()}), between making it and attending; "
             "attached, a mask is a rule without numbers, so what a query sees there cannot be told"
         )

@@ -20,6 +20,7 @@ from hooks.errors import AttachError
 from hooks.families.table import FAMILIES
 
 PROBE_LENGTH = 7
+_STEPS = 13.7  # ids of a long probe run through the vocabulary so many at a time, so that few repeat at a period
 _PROJECTIONS = {
     "q": ("q_proj", "query_proj", "query"),
     "k": ("k_proj", "key_proj", "key"),
@@ -101,8 +102,12 @@ class LayerFacts:
         return [f"hook_{tensor}", *(STEP_OUTPUT[step].format(tensor) for step in self.steps[tensor])]
 
 
-def find_layers(model: nn.Module) -> list[LayerFacts]:
+def find_layers(model: nn.Module, first: int = 0) -> list[LayerFacts]:
     """Run `model` (its interface already ours) on a few tokens and read its decoder layers off what happened.
+
+    Args:
+        model: the model.
+        first: position of the first token.
 
     Raises:
         AttachError: the run fails, no module calls the interface, or two layers share one attention module.
@@ -115,7 +120,7 @@ def find_layers(model: nn.Module) -> list[LayerFacts]:
     name, failure = type(model).__name__, None
     with _watching(model) as calls, recording(record), torch.no_grad():
         try:
-            _run(model)
+            run_probe(model, first=first)
         except Exception as error:
             failure = error
     if not attending and not _calls_the_interface(model):
@@ -151,14 +156,18 @@ def _other_way(model: nn.Module) -> str:
     return f"HookedTransformer.from_pretrained has no row for {kind!r} either, so this project cannot hook it"
 
 
-def _run(model: Any) -> None:
-    """One pass over a few ordinary token ids."""
+def run_probe(model: Any, n: int = PROBE_LENGTH, first: int = 0, **options: Any) -> Any:
+    """One pass over n ordinary token ids, at positions from `first` on."""
     text_config = model.config.get_text_config()
     special = {v for c in (model.config, text_config) for k, v in vars(c).items() if k.endswith(("_id", "_index"))}
     ordinary = [i for i in range(text_config.vocab_size) if i not in special] or [0]
-    ids = [ordinary[(2 * i + 1) * len(ordinary) // (2 * PROBE_LENGTH)] for i in range(PROBE_LENGTH)]
+    spread = n if n == PROBE_LENGTH else _STEPS
+    ids = [ordinary[int((2 * i + 1) * len(ordinary) / (2 * spread)) % len(ordinary)] for i in range(n)]
     device = model.get_input_embeddings().weight.device
-    model(input_ids=torch.tensor([ids], device=device), use_cache=False)
+    if first:
+        options["position_ids"] = torch.arange(first, first + n, device=device)[None]
+        options["attention_mask"] = torch.ones(1, n, dtype=torch.long, device=device)
+    return model(input_ids=torch.tensor([ids], device=device), use_cache=False, **options)
 
 
 def first_tensor(value: Any) -> Tensor | None:

@@ -5,7 +5,7 @@ stream through module hooks. Nothing is converted, and `AttachedTransformer.deta
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -18,7 +18,9 @@ from hooks.attached.config import attached_config
 from hooks.attached.interface import HANDLER, IMPLEMENTATION
 from hooks.attached.points import AttachedAttention, AttachedBlock, LayerContext, Pass
 from hooks.attached.probe import LayerFacts
+from hooks.attached.proof import Limits
 from hooks.attached.registry import AttachedRegistry
+from hooks.attached.schedule import Schedule
 from hooks.base.cache import check_full_fits
 from hooks.base.inputs import check_predicts, padding_mask, token_positions
 from hooks.base.module import NamedHooksModule
@@ -42,14 +44,29 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         layers: what the probe found.
         configs: the config objects that its attention modules read.
         tokenizer: a transformers tokenizer, needed only where text goes in or out.
+        schedule: what was proven of its rotation.
+        limits: what was not proven of it, a sentence each.
+
+    Attributes:
+        limits: what was not proven of the model, the rotation included; ``print(attached.limits)`` shows it.
     """
 
-    def __init__(self, original_model: Any, layers: list[LayerFacts], configs: list[Any], tokenizer: Any = None):
+    def __init__(
+        self,
+        original_model: Any,
+        layers: list[LayerFacts],
+        configs: list[Any],
+        tokenizer: Any = None,
+        *,
+        schedule: Schedule,
+        limits: Iterable[str] = (),
+    ):
         super().__init__()
         self.training = original_model.training
         self.tokenizer = tokenizer
         self._run = Pass()
-        self._cfg = attached_config(original_model, layers)
+        self._cfg = attached_config(original_model, layers, schedule)
+        self.limits = Limits((*limits, *schedule.limits))
         self.hook_embed = HookPoint()
         blocks = [AttachedBlock(f, self._run, self.hook_embed if i == 0 else None) for i, f in enumerate(layers)]
         self.blocks = nn.ModuleList(blocks)

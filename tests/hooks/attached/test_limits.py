@@ -91,7 +91,9 @@ def test_a_model_that_edits_its_mask_is_refused_with_that_reason(kind):
 
 
 DEAD_ENDS = {
-    "falcon": lambda: FalconForCausalLM(FalconConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1)),
+    "falcon": lambda: FalconForCausalLM(
+        FalconConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    ),
     "xglm": lambda: XGLMForCausalLM(
         XGLMConfig(vocab_size=97, d_model=32, ffn_dim=32, num_layers=1, attention_heads=4, pad_token_id=0)
     ),
