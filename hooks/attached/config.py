@@ -1,9 +1,12 @@
 """A HookedTransformerConfig for an attached model: what the probe measured, and a schedule where it proves right."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 
+from hooks.attached.points import NormGain
 from hooks.attached.probe import LayerFacts
 from hooks.attached.schedule import Schedule, layer_type
 from hooks.config.qk_norm import QKNormConfig
@@ -56,6 +59,19 @@ def attached_config(model: Any, layers: list[LayerFacts], schedule: Schedule) ->
     return HookedTransformerConfig(**options, rope=rope, nope_layers=nope if rope is not None else ())
 
 
+def unseen(layers: list[LayerFacts]) -> Iterator[str]:
+    """What of the layers cannot be seen from outside, in sentences."""
+    silent = [i for i, facts in enumerate(layers) if facts.attention is None]
+    if silent:
+        yield f"layers {', '.join(map(str, silent))} call no softmax attention: nothing of them can be captured"
+    fused = [i for i, facts in enumerate(layers) if facts.attention is not None and not facts.visible_steps()]
+    if fused:
+        yield (
+            f"in layers {', '.join(map(str, fused))} q and k are seen only as they enter the score: whether they pass "
+            "a norm of another name before was not seen"
+        )
+
+
 def _mlp_width(text: Any) -> int | None:
     """The MLPs' width, the widest where layers differ (Gemma 3n lists one per layer)."""
     width = getattr(text, "intermediate_size", None)
@@ -82,8 +98,15 @@ def _qk_norm(facts: LayerFacts, text: Any) -> QKNormConfig | None:
         position="after_rope" if steps.index("norm") > 0 else "before_rope",
         eps=eps,
         affine=weight is not None,
+        unit_offset=weight is not None and _adds_one(weight, NormGain(tap, facts.q).effective_gain()),
         bias=centred and bias is not None,
     )
+
+
+def _adds_one(weight: torch.Tensor, gain: Float[torch.Tensor, "head d_head"]) -> bool:
+    """Whether a measured gain is 1 + weight rather than weight."""
+    own = weight.detach().to(gain).reshape(-1, gain.shape[-1])
+    return bool((gain - 1 - own).abs().max() < (gain - own).abs().max())
 
 
 def _largest(weight: torch.Tensor | None) -> float:

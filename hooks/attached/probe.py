@@ -251,6 +251,8 @@ def _trace(facts: LayerFacts, tensor: str, calls: dict[nn.Module, list[Call]], s
     turn = int(norm is not None and len(calls[norm]) == 2 and tensor == "k")
     into = _tapped(norm, final, calls, is_input=True, turn=turn) if norm is not None else None
     out = _tapped(norm, final, calls, turn=turn) if norm is not None else None
+    if start is None and into is not None and out is not None and not _close(out[1], final):
+        start = into  # q shares its projection (with a gate, or with k and v): what enters a norm that runs first is q
     points: list[tuple[str | None, tuple[Tap, Tensor] | None]] = [(None, start)]
     if into is not None and out is not None:
         facts.norms[tensor] = out[0]

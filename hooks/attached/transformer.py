@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hooks.attached.config import attached_config
+from hooks.attached.config import attached_config, unseen
 from hooks.attached.interface import HANDLER, IMPLEMENTATION
 from hooks.attached.points import AttachedAttention, AttachedBlock, LayerContext, Pass
 from hooks.attached.probe import LayerFacts
@@ -66,7 +66,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         self.tokenizer = tokenizer
         self._run = Pass()
         self._cfg = attached_config(original_model, layers, schedule)
-        self.limits = Limits((*limits, *schedule.limits))
+        self.limits = Limits((*limits, *schedule.limits, *unseen(layers)))
         self.hook_embed = HookPoint()
         blocks = [AttachedBlock(f, self._run, self.hook_embed if i == 0 else None) for i, f in enumerate(layers)]
         self.blocks = nn.ModuleList(blocks)
@@ -120,6 +120,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     def __exit__(self, *_: object) -> None:
         self.detach()
+
+    @property
+    def attending_layers(self) -> tuple[int, ...]:
+        """The layers that call softmax attention; a hybrid's others are recurrent or convolutional."""
+        return tuple(i for i, block in enumerate(self._blocks) if block.attn is not None)
 
     def attention_steps(self, layer: int, tensor: str) -> tuple[str, ...]:
         """The steps of q and k that can be seen from both sides in this layer, in order; see `hooks.base.registry`."""
