@@ -5,6 +5,7 @@ stream through module hooks. Nothing is converted, and `AttachedTransformer.deta
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -31,6 +32,8 @@ from hooks.errors import AttachError, InputError
 from hooks.modules.hook_point import HookPoint
 
 ATTACHMENT = "_ropescope_attachment"
+# One thread at a time puts stand-ins into modules, and takes them out before the next one does.
+_STANDING_IN = threading.RLock()
 _LOGIT_BYTES = 256 * 2**20
 
 
@@ -339,15 +342,21 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
 @contextmanager
 def _standing_in(modules: list[nn.Module], stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Call ``stand_in(module, …)`` where these modules would run."""
-    before = [module.__dict__.get("forward") for module in modules]
-    try:
-        for module in modules:
-            module.__dict__["forward"] = partial(stand_in, module)
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward
+    """Call ``stand_in(module, …)`` where these modules would run in this thread; in others they run as they are."""
+    caller = threading.get_ident()
+
+    def forward(module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return stand_in(module, *args, **kwargs) if threading.get_ident() == caller else own(*args, **kwargs)
+
+    with _STANDING_IN:
+        before = [module.__dict__.get("forward") for module in modules]
+        try:
+            for module in modules:
+                module.__dict__["forward"] = partial(forward, module, module.forward)
+            yield
+        finally:
+            for module, own in zip(modules, before, strict=True):
+                if own is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = own
