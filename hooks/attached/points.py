@@ -18,7 +18,7 @@ from hooks.attached.probe import LayerFacts, Tap, first_tensor, from_heads, to_h
 from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
-from hooks.errors import AttachError
+from hooks.errors import AttachError, HookConflictError
 from hooks.modules.attention import attend_hooked
 from hooks.modules.hook_point import HookPoint
 
@@ -250,6 +250,11 @@ class AttachedBlock(nn.Module):
         """The stream on its way into the layer."""
         stream = args[0] if args else kwargs["hidden_states"]
         self._run.batch, self._run.handed = stream.shape[0], kwargs.get("position_ids")
+        if getattr(self.layer, "gradient_checkpointing", False) and self.layer.training and self._is_hooked():
+            raise HookConflictError(
+                f"{type(self.layer).__name__} runs again in the backward pass (gradient checkpointing), where these "
+                "hooks may be gone: call gradient_checkpointing_disable() on the model, or eval()"
+            )
         points = [self.hook_resid_pre]
         if self._embed[0] is not None and not self._run.by_layer:
             points.insert(0, self._embed[0])
@@ -258,6 +263,10 @@ class AttachedBlock(nn.Module):
         for point in points:
             stream = point(stream)
         return ((stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream})
+
+    def _is_hooked(self) -> bool:
+        """Whether any point of this layer is."""
+        return any(point.has_hooks() for point in self.modules() if isinstance(point, HookPoint))
 
     def _leave(self, point: HookPoint) -> Callable[[nn.Module, tuple, Any], Any]:
         """A forward hook that leads a module's output, the first of several, past a point."""

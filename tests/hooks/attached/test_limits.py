@@ -22,7 +22,14 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hooks import HookedTransformer
-from hooks.errors import AttachError, HookNameError, MaterializationError, UnknownModelError, WeightError
+from hooks.errors import (
+    AttachError,
+    HookConflictError,
+    HookNameError,
+    MaterializationError,
+    UnknownModelError,
+    WeightError,
+)
 
 
 def test_chunks_beyond_their_length_say_so():
@@ -164,6 +171,18 @@ def test_a_body_without_a_head_and_dropout_say_what_to_do():
         model.train()
         with pytest.raises(AttachError, match=r"dropout 0.5; call model\.eval"):
             attached(ids)
+
+
+def test_hooks_on_layers_that_run_again_in_the_backward_pass_are_refused():
+    model, ids = tiny_model("qwen3"), tokens(9)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with HookedTransformer.attach(model) as attached:
+        model(ids).logits.sum().backward()
+        with pytest.raises(HookConflictError, match="gradient_checkpointing_disable"):
+            attached.run_with_hooks(ids, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 2 * z)])
+        model.gradient_checkpointing_disable()
+        attached.run_with_hooks(ids, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 2 * z)])
 
 
 def test_full_tensors_that_do_not_fit_are_refused():
