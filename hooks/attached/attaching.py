@@ -7,6 +7,8 @@ from torch import nn
 
 from hooks.attached.interface import register
 from hooks.attached.probe import find_layers, interface_set
+from hooks.attached.proof import check_same, evaluating, own_outputs
+from hooks.attached.schedule import proven_schedule
 from hooks.attached.transformer import ATTACHMENT, AttachedTransformer
 from hooks.errors import AttachError
 
@@ -16,8 +18,10 @@ _WRAPPED = "_original_component"
 def attach(model: Any, tokenizer: Any = None) -> AttachedTransformer:
     """The hook names of `HookedTransformer` on a model that keeps its own code and weights.
 
-    Runs the model once on a few tokens to see which of its modules does what. While attached, the model's attention is
-    computed by `hooks.functional.attend` (so it can be watched); `AttachedTransformer.detach` restores everything.
+    Runs the model on a few tokens to see which of its modules does what, and compares what it computes attached with
+    what it computes by itself, on a few tokens and on more than any window that its config names; what could not be
+    compared stands in ``attached.limits``. While attached, the model's attention is computed by
+    `hooks.functional.attend` (so it can be watched); `AttachedTransformer.detach` restores everything.
 
     Args:
         model: a live decoder of transformers, with or without its output head, quantised or not, or a
@@ -27,7 +31,7 @@ def attach(model: Any, tokenizer: Any = None) -> AttachedTransformer:
 
     Raises:
         AttachError: it is no transformers decoder, its attention does not go through transformers'
-            AttentionInterface, or its layers cannot be told apart.
+            AttentionInterface, its layers cannot be told apart, or it computes something else when attached.
 
     Example:
         >>> with HookedTransformer.attach(AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-30B-A3B")) as model:
@@ -47,9 +51,13 @@ def attach(model: Any, tokenizer: Any = None) -> AttachedTransformer:
     original.__dict__.get(ATTACHMENT, lambda: None)()
     register()
     configs = _attention_configs(original)
-    with interface_set(configs):
-        layers = find_layers(original)
-    return AttachedTransformer(original, layers, configs, tokenizer)
+    with evaluating(original):
+        own = own_outputs(original)
+        with interface_set(configs):
+            layers = find_layers(original)
+            limits = check_same(original, own)
+            schedule = proven_schedule(original, layers)
+    return AttachedTransformer(original, layers, configs, tokenizer, schedule=schedule, limits=limits)
 
 
 def _attention_configs(model: nn.Module) -> list[Any]:

@@ -1,37 +1,35 @@
 """A HookedTransformerConfig for an attached model: what the probe measured, and a schedule where it proves right."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 
+from hooks.attached.points import NormGain
 from hooks.attached.probe import LayerFacts
+from hooks.attached.schedule import Schedule, layer_type
 from hooks.config.qk_norm import QKNormConfig
-from hooks.config.rope import RopeConfig
-from hooks.config.steps import STEP_OUTPUT
-from hooks.config.transformer import HookedTransformerConfig, LayerRopes
-from hooks.errors import ConfigError
-from hooks.functional.rope import rotate
-from hooks.modules.rotary import Rotary
+from hooks.config.transformer import HookedTransformerConfig
 
 
-def attached_config(model: Any, layers: list[LayerFacts]) -> HookedTransformerConfig:
+def attached_config(model: Any, layers: list[LayerFacts], schedule: Schedule) -> HookedTransformerConfig:
     """The settings of a foreign model that its captures and reports rely on.
 
-    ``rope`` is set only when rotating the probe's own tensors with it gives what entered the score; otherwise it is
-    None and ``provenance`` says so, since captures of such a model hold right q and k all the same.
+    ``rope`` is set only where it was proven; otherwise it is None and ``provenance`` says why, since captures of such a
+    model hold right q and k all the same.
 
     Args:
         model: the transformers model.
         layers: its layers, as the probe found them.
+        schedule: what was proven of its rotation.
     """
     text = model.config.get_text_config()
     attending = [(i, facts) for i, facts in enumerate(layers) if facts.attention is not None]
     first = attending[0][1]
     windows = [facts.spec.window for _, facts in attending if facts.spec.window is not None]
     nope = tuple(i for i, facts in attending if "rope" not in facts.steps["q"])
-    types = tuple("sliding_attention" if f.spec.window is not None else "full_attention" for f in layers)
+    types = tuple(map(layer_type, layers))
     options = {
         "d_model": text.hidden_size,
         "d_head": first.q.shape[3],
@@ -55,10 +53,23 @@ def attached_config(model: Any, layers: list[LayerFacts]) -> HookedTransformerCo
         "device": str(model.device),
         "provenance": {"attached to": f"transformers {type(model).__name__}"},
     }
-    rope = _proven_rope(text, layers, types)
+    rope = schedule.rope
     if rope is None:
-        options["provenance"]["rope"] = "not expressible as a RopeConfig; q and k are the model's own"
+        options["provenance"]["rope"] = f"{schedule.why_not}; q and k are the model's own"
     return HookedTransformerConfig(**options, rope=rope, nope_layers=nope if rope is not None else ())
+
+
+def unseen(layers: list[LayerFacts]) -> Iterator[str]:
+    """What of the layers cannot be seen from outside, in sentences."""
+    silent = [i for i, facts in enumerate(layers) if facts.attention is None]
+    if silent:
+        yield f"layers {', '.join(map(str, silent))} call no softmax attention: nothing of them can be captured"
+    fused = [i for i, facts in enumerate(layers) if facts.attention is not None and not facts.visible_steps()]
+    if fused:
+        yield (
+            f"in layers {', '.join(map(str, fused))} q and k are seen only as they enter the score: whether they pass "
+            "a norm of another name before was not seen"
+        )
 
 
 def _mlp_width(text: Any) -> int | None:
@@ -87,49 +98,17 @@ def _qk_norm(facts: LayerFacts, text: Any) -> QKNormConfig | None:
         position="after_rope" if steps.index("norm") > 0 else "before_rope",
         eps=eps,
         affine=weight is not None,
+        unit_offset=weight is not None and _adds_one(weight, NormGain(tap, facts.q).effective_gain()),
         bias=centred and bias is not None,
     )
+
+
+def _adds_one(weight: torch.Tensor, gain: Float[torch.Tensor, "head d_head"]) -> bool:
+    """Whether a measured gain is 1 + weight rather than weight."""
+    own = weight.detach().to(gain).reshape(-1, gain.shape[-1])
+    return bool((gain - 1 - own).abs().max() < (gain - own).abs().max())
 
 
 def _largest(weight: torch.Tensor | None) -> float:
     """The largest gain, 1 where there is none."""
     return 1.0 if weight is None or not weight.numel() else max(float(weight.abs().max()), 1e-6)
-
-
-def _proven_rope(text: Any, layers: list[LayerFacts], types: tuple[str, ...]) -> RopeConfig | LayerRopes | None:
-    """The config's schedule in the pairing of features that reproduces every rotation of the probe, if one does."""
-    try:
-        read = RopeConfig.from_hf(text.to_dict())
-    except (ConfigError, KeyError, TypeError):
-        return None
-    for interleaved in (False, True):
-        by_type = dict(read) if isinstance(read, Mapping) else dict.fromkeys(set(types), read)
-        if interleaved:
-            by_type = {t: rope and dataclasses.replace(rope, interleaved=True) for t, rope in by_type.items()}
-        if all(_rotates_by(by_type.get(t), facts) for t, facts in zip(types, layers, strict=True)):
-            if isinstance(read, Mapping):
-                return LayerRopes({t: rope for t, rope in by_type.items() if t in types})
-            return by_type[types[0]]
-    return None
-
-
-def _rotates_by(rope: RopeConfig | None, facts: LayerFacts) -> bool:
-    """Whether a schedule turns the probe's q and k before rotation into those after it."""
-    for tensor in ("q", "k"):
-        steps = facts.steps.get(tensor, ())
-        if "rope" not in steps:
-            continue
-        points = [f"hook_{tensor}", *(STEP_OUTPUT[step].format(tensor) for step in steps)]
-        at = steps.index("rope")
-        before, after = facts.seen.get(points[at]), facts.seen.get(points[at + 1])
-        if rope is None or before is None or after is None:
-            return False
-        try:
-            rotary = Rotary(rope, before.shape[-1])
-            positions = torch.arange(before.shape[1], device=before.device)[None]
-            turned = rotate(before, *rotary(positions, dtype=before.dtype), interleaved=bool(rope.interleaved))
-        except ConfigError:
-            return False
-        if not torch.allclose(turned, after, rtol=0.02, atol=0.02 * float(after.abs().max())):
-            return False
-    return True

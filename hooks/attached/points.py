@@ -1,5 +1,6 @@
 """The hook points of an attached model, and the module hooks that lead a foreign model's tensors past them."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -11,28 +12,41 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hooks.attached.interface import HANDLER, same_width
+from hooks.attached.masks import MaskRules
+from hooks.attached.positions import true_positions
 from hooks.attached.probe import LayerFacts, Tap, first_tensor, from_heads, to_heads
+from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
-from hooks.errors import AttachError
+from hooks.errors import AttachError, HookConflictError
 from hooks.functional.place import Place
 from hooks.modules.attention import attend_hooked
 from hooks.modules.hook_point import HookPoint
 
+# What reads positions.
+_BETWEEN = (*FULL_HOOKS, *ROWS_HOOKS)
 
-@dataclass
-class Pass:
-    """What the points of one model share about the pass that is running.
+
+class Pass(threading.local):
+    """What the points of one model share about the pass that is running, one for each thread.
 
     Attributes:
         positions: position of each token where the caller gave them, [batch pos].
+        handed: positions that the model handed the layer that is running, if it did.
         silent: whether layers are being replaced by stand-ins, so that no point may fire.
         by_layer: whether the caller runs one block at a time and has had its embedding already.
+        batch: rows of the batch that is running.
+        turns: how often each shared module has run in the attention module that is running.
     """
 
     positions: Int[Tensor, "batch pos"] | None = None
+    handed: Any = None
     silent: bool = False
     by_layer: bool = False
+    batch: int = 1
+
+    def __init__(self) -> None:
+        self.turns: dict[str, int] = {}
 
 
 class NormGain:
@@ -87,7 +101,6 @@ class AttachedAttention(nn.Module):
     def __init__(self, facts: LayerFacts, run: Pass):
         super().__init__()
         self._facts, self._run = (facts,), run
-        self._turns: dict[str, int] = {}
         self.spec = facts.spec
         self.n_heads, self.n_kv_heads, self.d_head = facts.q.shape[2], facts.k.shape[2], facts.q.shape[3]
         names = [name for tensor in ("q", "k", "v") for name in facts.reachable(tensor)]
@@ -119,13 +132,21 @@ class AttachedAttention(nn.Module):
         weight = cast(nn.Linear, self._facts[0].output).weight
         return rearrange(weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, place: Place) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, rules: MaskRules, position_ids: Any = None
+    ) -> Tensor:
         """Attention of this layer on the model's own q, k and v, past the points at both ends."""
         if not self._run.silent:
             q, k, v = (getattr(self, self._facts[0].final(t))(x) for t, x in (("q", q), ("k", k), ("v", v)))
-        positions = self._run.positions
-        if positions is not None and q.shape[1] == k.shape[1] == positions.shape[1]:
-            place = replace(place, query_positions=positions, key_positions=positions)
+        place = Place(rules.query_start, rules.key_mask)
+        if any(getattr(self, name).has_hooks() for name in _BETWEEN):
+            positions = self._run.positions
+            if positions is not None and q.shape[1] == k.shape[1] == positions.shape[1]:
+                at = positions, positions
+            else:
+                handed = self._run.handed if position_ids is None else position_ids
+                at = true_positions(rules, k.shape[1], q.shape[1], handed, q.device)
+            place = replace(place, query_positions=at[0], key_positions=at[1])
         q, k, v, width = same_width(q, k, v)
         return self.hook_z(attend_hooked(self, q, k, v, spec, place)[..., :width])
 
@@ -141,7 +162,7 @@ class AttachedAttention(nn.Module):
 
     def _start(self, _: nn.Module, __: tuple) -> None:
         """Count the calls of modules that q and k share from here."""
-        self._turns.clear()
+        self._run.turns.clear()
 
     def _install_tap(self, name: str, tap: Tap) -> RemovableHandle:
         """One point between projection and score, on the output or the input of a module of the model."""
@@ -149,7 +170,7 @@ class AttachedAttention(nn.Module):
         heads = self.n_kv_heads if name.startswith(("hook_k", "hook_rot_k", "hook_v")) else self.n_heads
 
         def is_turn() -> bool:
-            turn = self._turns[name] = self._turns.get(name, -1) + 1
+            turn = self._run.turns[name] = self._run.turns.get(name, -1) + 1
             return point.has_hooks() and not self._run.silent and turn % tap.turns == tap.turn
 
         def past(x: Tensor) -> Tensor:
@@ -193,7 +214,6 @@ class AttachedBlock(nn.Module):
     def __init__(self, facts: LayerFacts, run: Pass, embed: HookPoint | None = None):
         super().__init__()
         self._facts, self._run, self._embed = (facts,), run, (embed,)
-        self._batch = 1
         self.shows_stream = bool(facts.calls) and facts.calls[0].given.ndim == 3
         self.attn = AttachedAttention(facts, run) if facts.attention is not None else None
         names = ["hook_resid_pre", *facts.streams, "hook_resid_post"] if self.shows_stream else []
@@ -230,7 +250,12 @@ class AttachedBlock(nn.Module):
     def _enter(self, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The stream on its way into the layer."""
         stream = args[0] if args else kwargs["hidden_states"]
-        self._batch = stream.shape[0]
+        self._run.batch, self._run.handed = stream.shape[0], kwargs.get("position_ids")
+        if getattr(self.layer, "gradient_checkpointing", False) and self.layer.training and self._is_hooked():
+            raise HookConflictError(
+                f"{type(self.layer).__name__} runs again in the backward pass (gradient checkpointing), where these "
+                "hooks may be gone: call gradient_checkpointing_disable() on the model, or eval()"
+            )
         points = [self.hook_resid_pre]
         if self._embed[0] is not None and not self._run.by_layer:
             points.insert(0, self._embed[0])
@@ -239,6 +264,10 @@ class AttachedBlock(nn.Module):
         for point in points:
             stream = point(stream)
         return ((stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream})
+
+    def _is_hooked(self) -> bool:
+        """Whether any point of this layer is."""
+        return any(point.has_hooks() for point in self.modules() if isinstance(point, HookPoint))
 
     def _leave(self, point: HookPoint) -> Callable[[nn.Module, tuple, Any], Any]:
         """A forward hook that leads a module's output, the first of several, past a point."""
@@ -249,7 +278,7 @@ class AttachedBlock(nn.Module):
             stream = first_tensor(out)
             assert stream is not None
             # Some experts return [batch·pos d_model].
-            shown = point(stream.reshape(self._batch, -1, stream.shape[-1])).view_as(stream)
+            shown = point(stream.reshape(self._run.batch, -1, stream.shape[-1])).view_as(stream)
             return shown if isinstance(out, Tensor) else type(out)((shown, *out[1:]))
 
         return after

@@ -4,6 +4,7 @@ Nothing goes by a model's name: decoder layers are where modules call transforme
 between projection and score follow from comparing the tensors that pass by.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from hooks.attached.interface import IMPLEMENTATION, recording
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.steps import STEP_OUTPUT
 from hooks.errors import AttachError
+from hooks.families.table import FAMILIES
 
 PROBE_LENGTH = 7
+_STEPS = 13.7  # ids of a long probe run through the vocabulary so many at a time, so that few repeat at a period
 _PROJECTIONS = {
     "q": ("q_proj", "query_proj", "query"),
     "k": ("k_proj", "key_proj", "key"),
@@ -99,8 +102,12 @@ class LayerFacts:
         return [f"hook_{tensor}", *(STEP_OUTPUT[step].format(tensor) for step in self.steps[tensor])]
 
 
-def find_layers(model: nn.Module) -> list[LayerFacts]:
+def find_layers(model: nn.Module, first: int = 0) -> list[LayerFacts]:
     """Run `model` (its interface already ours) on a few tokens and read its decoder layers off what happened.
+
+    Args:
+        model: the model.
+        first: position of the first token.
 
     Raises:
         AttachError: the run fails, no module calls the interface, or two layers share one attention module.
@@ -113,34 +120,54 @@ def find_layers(model: nn.Module) -> list[LayerFacts]:
     name, failure = type(model).__name__, None
     with _watching(model) as calls, recording(record), torch.no_grad():
         try:
-            _run(model)
-        except AttachError:
-            raise
+            run_probe(model, first=first)
         except Exception as error:
             failure = error
-    if not attending:
+    if not attending and not _calls_the_interface(model):
         raise AttachError(
             f"the attention of {name} does not go through transformers' AttentionInterface, so its q and k cannot be "
-            "seen from outside; HookedTransformer.from_pretrained loads the families that it has a row for"
+            f"seen from outside; {_other_way(model)}"
         ) from failure
+    if isinstance(failure, AttachError):
+        raise AttachError(f"{name} cannot be attached: {failure}; {_other_way(model)}") from failure
     if failure is not None:
         raise AttachError(
             f"{name} cannot be attached: a run on {PROBE_LENGTH} token ids through transformers' AttentionInterface "
             f"failed with {type(failure).__name__}: {failure}"
         ) from failure
+    if not attending:
+        raise AttachError(f"{name} attended nowhere on {PROBE_LENGTH} token ids; {_other_way(model)}")
     layers = _decoder_layers(model, list(attending))
     settings = model.config.get_text_config().to_dict()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return [_facts(layer, calls, attending, settings) for layer in layers]
 
 
-def _run(model: Any) -> None:
-    """One pass over a few ordinary token ids."""
+def _calls_the_interface(model: nn.Module) -> bool:
+    """Whether any of its modules is of code that knows transformers' attention functions."""
+    sources = {type(module).__module__ for module in model.modules()}
+    return any(hasattr(sys.modules.get(source), "ALL_ATTENTION_FUNCTIONS") for source in sources)
+
+
+def _other_way(model: nn.Module) -> str:
+    """What there is instead of attaching."""
+    kind = model.config.get_text_config().model_type  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    if kind in FAMILIES:
+        return "HookedTransformer.from_pretrained(model) loads it, on the same weights"
+    return f"HookedTransformer.from_pretrained has no row for {kind!r} either, so this project cannot hook it"
+
+
+def run_probe(model: Any, n: int = PROBE_LENGTH, first: int = 0, **options: Any) -> Any:
+    """One pass over n ordinary token ids, at positions from `first` on."""
     text_config = model.config.get_text_config()
     special = {v for c in (model.config, text_config) for k, v in vars(c).items() if k.endswith(("_id", "_index"))}
     ordinary = [i for i in range(text_config.vocab_size) if i not in special] or [0]
-    ids = [ordinary[(2 * i + 1) * len(ordinary) // (2 * PROBE_LENGTH)] for i in range(PROBE_LENGTH)]
+    spread = n if n == PROBE_LENGTH else _STEPS
+    ids = [ordinary[int((2 * i + 1) * len(ordinary) / (2 * spread)) % len(ordinary)] for i in range(n)]
     device = model.get_input_embeddings().weight.device
-    model(input_ids=torch.tensor([ids], device=device), use_cache=False)
+    if first:
+        options["position_ids"] = torch.arange(first, first + n, device=device)[None]
+        options["attention_mask"] = torch.ones(1, n, dtype=torch.long, device=device)
+    return model(input_ids=torch.tensor([ids], device=device), use_cache=False, **options)
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -224,6 +251,8 @@ def _trace(facts: LayerFacts, tensor: str, calls: dict[nn.Module, list[Call]], s
     turn = int(norm is not None and len(calls[norm]) == 2 and tensor == "k")
     into = _tapped(norm, final, calls, is_input=True, turn=turn) if norm is not None else None
     out = _tapped(norm, final, calls, turn=turn) if norm is not None else None
+    if start is None and into is not None and out is not None and not _close(out[1], final):
+        start = into  # q shares its projection (with a gate, or with k and v): what enters a norm that runs first is q
     points: list[tuple[str | None, tuple[Tap, Tensor] | None]] = [(None, start)]
     if into is not None and out is not None:
         facts.norms[tensor] = out[0]

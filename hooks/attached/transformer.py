@@ -5,7 +5,8 @@ stream through module hooks. Nothing is converted, and `AttachedTransformer.deta
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -14,11 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from hooks.attached.config import attached_config
+from hooks.attached.config import attached_config, unseen
 from hooks.attached.interface import HANDLER, IMPLEMENTATION
 from hooks.attached.points import AttachedAttention, AttachedBlock, LayerContext, Pass
 from hooks.attached.probe import LayerFacts
+from hooks.attached.proof import Limits
 from hooks.attached.registry import AttachedRegistry
+from hooks.attached.schedule import Schedule
 from hooks.base.inputs import check_predicts, padding_mask, token_positions
 from hooks.base.losses import check_return_type, mean_loss, next_token_nll
 from hooks.base.module import NamedHooksModule
@@ -29,6 +32,8 @@ from hooks.errors import AttachError, InputError
 from hooks.modules.hook_point import HookPoint
 
 ATTACHMENT = "_ropescope_attachment"
+# One thread at a time puts stand-ins into modules, and takes them out before the next one does.
+_STANDING_IN = threading.RLock()
 
 
 class AttachedTransformer(TokenizingMixin, NamedHooksModule):
@@ -41,14 +46,29 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         layers: what the probe found.
         configs: the config objects that its attention modules read.
         tokenizer: a transformers tokenizer, needed only where text goes in or out.
+        schedule: what was proven of its rotation.
+        limits: what was not proven of it, a sentence each.
+
+    Attributes:
+        limits: what was not proven of the model, the rotation included; ``print(attached.limits)`` shows it.
     """
 
-    def __init__(self, original_model: Any, layers: list[LayerFacts], configs: list[Any], tokenizer: Any = None):
+    def __init__(
+        self,
+        original_model: Any,
+        layers: list[LayerFacts],
+        configs: list[Any],
+        tokenizer: Any = None,
+        *,
+        schedule: Schedule,
+        limits: Iterable[str] = (),
+    ):
         super().__init__()
         self.training = original_model.training
         self.tokenizer = tokenizer
         self._run = Pass()
-        self._cfg = attached_config(original_model, layers)
+        self._cfg = attached_config(original_model, layers, schedule)
+        self.limits = Limits((*limits, *schedule.limits, *unseen(layers)))
         self.hook_embed = HookPoint()
         blocks = [AttachedBlock(f, self._run, self.hook_embed if i == 0 else None) for i, f in enumerate(layers)]
         self.blocks = nn.ModuleList(blocks)
@@ -102,6 +122,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     def __exit__(self, *_: object) -> None:
         self.detach()
+
+    @property
+    def attending_layers(self) -> tuple[int, ...]:
+        """The layers that call softmax attention; a hybrid's others are recurrent or convolutional."""
+        return tuple(i for i, block in enumerate(self._blocks) if block.attn is not None)
 
     def attention_steps(self, layer: int, tensor: str) -> tuple[str, ...]:
         """The steps of q and k that can be seen from both sides in this layer, in order; see `hooks.base.registry`."""
@@ -299,15 +324,21 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
 @contextmanager
 def _standing_in(modules: list[nn.Module], stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Call ``stand_in(module, …)`` where these modules would run."""
-    before = [module.__dict__.get("forward") for module in modules]
-    try:
-        for module in modules:
-            module.__dict__["forward"] = partial(stand_in, module)
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward
+    """Call ``stand_in(module, …)`` where these modules would run in this thread; in others they run as they are."""
+    caller = threading.get_ident()
+
+    def forward(module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return stand_in(module, *args, **kwargs) if threading.get_ident() == caller else own(*args, **kwargs)
+
+    with _STANDING_IN:
+        before = [module.__dict__.get("forward") for module in modules]
+        try:
+            for module in modules:
+                module.__dict__["forward"] = partial(forward, module, module.forward)
+            yield
+        finally:
+            for module, own in zip(modules, before, strict=True):
+                if own is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = own

@@ -84,7 +84,9 @@ def plan_capture(
     loss: bool = True,
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
-    chosen = _chosen_layers(model.cfg, layers)
+    # A hybrid's other layers have no q and k.
+    attending = getattr(model, "attending_layers", tuple(range(model.cfg.n_layers)))
+    chosen = _chosen_layers(model.cfg, attending if layers is None else layers)
     if checks.flag("loss", loss) and not getattr(model, "has_head", True):
         raise StageError("this model was attached without its output head, so it has no loss: capture with loss=False")
     stages = _stage_names(stages)
@@ -98,6 +100,9 @@ def plan_capture(
         "layers": number_ranges(chosen),
         "stages": ", ".join(dict.fromkeys((*stages, "final"))),
     }
+    if layers is None and len(attending) < model.cfg.n_layers:
+        others = set(range(model.cfg.n_layers)) - set(attending)
+        settings["layers"] += f"; {number_ranges(sorted(others))} left out: they call no softmax attention"
     if not loss:
         settings["loss"] = "left out"
     provenance = describe(model, text, what, tokens[0], str_tokens, settings)

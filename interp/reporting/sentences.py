@@ -108,7 +108,7 @@ def _bound_sentences(ranges: xr.Dataset) -> list[str]:
     """How the scores that enter softmax stand to their bound."""
     nearest = _nearest_to_bound(ranges)
     if nearest is None:
-        return ["This model proves no bound on its scores: it has no QK-norm, no clipping and no soft-cap."]
+        return ["This model proves no bound on its scores: no QK-norm, no clipping and no soft-cap was found in it."]
     layer, head, share = nearest
     bound = ranges["bound"].sel(stage="final")
     low, high = number(float(bound.min())), number(float(bound.max()))

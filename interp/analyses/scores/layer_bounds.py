@@ -18,7 +18,7 @@ from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import asked_layers
 
-NO_LIMIT = "nothing limits q and k: this layer has no QK-norm, no clip and no soft-cap"
+NO_LIMIT = "nothing limits q and k: no QK-norm, no clip and no soft-cap was found in this layer"
 
 
 def bound_by_distance(

@@ -8,10 +8,28 @@ import torch
 from tiny import tiny_model, tokens
 from tiny_foreign import foreign_model, foreign_tokens
 from torch import nn
-from transformers import FalconConfig, FalconForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPTNeoXJapaneseConfig,
+    GPTNeoXJapaneseForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    XGLMConfig,
+    XGLMForCausalLM,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hooks import HookedTransformer
-from hooks.errors import AttachError, HookNameError, MaterializationError, UnknownModelError, WeightError
+from hooks.errors import (
+    AttachError,
+    HookConflictError,
+    HookNameError,
+    MaterializationError,
+    UnknownModelError,
+    WeightError,
+)
 
 
 def test_chunks_beyond_their_length_say_so():
@@ -56,6 +74,46 @@ def test_models_that_cannot_be_attached_say_why():
         HookedTransformer.attach(nn.Linear(2, 2))
     with pytest.raises(UnknownModelError, match=r"HookedTransformer.attach\(model\)"):
         HookedTransformer.from_pretrained(foreign_model("mixtral"))
+
+
+SPARSE = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "moe_intermediate_size": 24, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12, "v_head_dim": 10, "first_k_dense_replace": 1, "n_shared_experts": 1, "index_topk": 6,
+    "index_n_heads": 2, "index_head_dim": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v32", "deepseek_v4", "glm_moe_dsa", "doge"])
+def test_a_model_that_edits_its_mask_is_refused_with_that_reason(kind):
+    config = CONFIG_MAPPING[kind]
+    sizes = {name: value for name, value in SPARSE.items() if hasattr(config(), name)}
+    model = AutoModelForCausalLM.from_config(config(**sizes), attn_implementation="eager").eval()
+    with pytest.raises(
+        AttachError, match=rf"works on its attention mask itself \(.* in modeling_{kind}.py, line \d+\)"
+    ):
+        HookedTransformer.attach(model)
+    assert model.config._attn_implementation == "eager"
+
+
+DEAD_ENDS = {
+    "falcon": lambda: FalconForCausalLM(
+        FalconConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    ),
+    "xglm": lambda: XGLMForCausalLM(
+        XGLMConfig(vocab_size=97, d_model=32, ffn_dim=32, num_layers=1, attention_heads=4, pad_token_id=0)
+    ),
+    "gpt_neox_japanese": lambda: GPTNeoXJapaneseForCausalLM(
+        GPTNeoXJapaneseConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEAD_ENDS)
+def test_where_neither_way_leads_attach_says_so_and_sends_nobody_on(kind):
+    with pytest.raises(AttachError, match=f"AttentionInterface.*has no row for '{kind}' either"):
+        HookedTransformer.attach(DEAD_ENDS[kind]().eval())
 
 
 class Int8Linear(nn.Module):
@@ -113,6 +171,18 @@ def test_a_body_without_a_head_and_dropout_say_what_to_do():
         model.train()
         with pytest.raises(AttachError, match=r"dropout 0.5; call model\.eval"):
             attached(ids)
+
+
+def test_hooks_on_layers_that_run_again_in_the_backward_pass_are_refused():
+    model, ids = tiny_model("qwen3"), tokens(9)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with HookedTransformer.attach(model) as attached:
+        model(ids).logits.sum().backward()
+        with pytest.raises(HookConflictError, match="gradient_checkpointing_disable"):
+            attached.run_with_hooks(ids, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 2 * z)])
+        model.gradient_checkpointing_disable()
+        attached.run_with_hooks(ids, fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: 2 * z)])
 
 
 def test_full_tensors_that_do_not_fit_are_refused():

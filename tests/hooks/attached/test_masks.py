@@ -16,7 +16,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from hooks.attached.interface import mask_rules, table_rules
+from hooks.attached.masks import mask_rules, table_rules
 from hooks.config.attention_spec import AttentionSpec
 from hooks.functional.visible import visible_keys
 

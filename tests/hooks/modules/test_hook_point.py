@@ -92,6 +92,36 @@ def test_runs_and_caches_of_many_threads_at_once_are_whole(model):
     assert wrong == []
 
 
+def test_an_attached_model_runs_whole_and_by_layers_in_several_threads_at_once():
+    tokens, wrong = random_tokens(24), []
+    with HookedTransformer.attach(foreign_model("mixtral")) as model, torch.no_grad():
+        plain, nll = model(tokens), model.loss_per_token(tokens)
+
+        def whole():
+            with torch.no_grad():
+                wrong.extend("whole" for _ in range(20) if not torch.equal(model(tokens), plain))
+
+        def by_layers():
+            with torch.no_grad():
+                for _ in range(10):
+                    resid, context = model.embed_tokens(tokens), model.context(tokens)
+                    for block in model.blocks:
+                        resid = block(resid, context)
+                    wrong.extend(
+                        ["layers"] if float((model.residual_loss(resid, tokens) - nll).abs().max()) > 1e-5 else []
+                    )
+
+        def losses():
+            wrong.extend("loss" for _ in range(10) if not torch.equal(model.loss_per_token(tokens), nll))
+
+        threads = [threading.Thread(target=target) for target in (whole, by_layers, losses, whole, by_layers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
 def test_tasks_of_one_thread_have_hooks_of_their_own():
     model, tokens = tiny_model(), random_tokens(7)
     plain = model(tokens)
