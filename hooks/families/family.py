@@ -24,7 +24,8 @@ _BOOKKEEPING = """
     dtype use_cache initializer_range attention_dropout hidden_dropout embd_pdrop resid_pdrop pad_token_id bos_token_id
     eos_token_id unk_token_id sep_token_id decoder_start_token_id id2label label2id problem_type num_labels
     return_dict output_attentions output_hidden_states chunk_size_feed_forward is_encoder_decoder is_decoder
-    add_cross_attention cross_attention_hidden_size tie_encoder_decoder pruned_heads torchscript use_bfloat16
+    add_cross_attention cross_attention_hidden_size _attn_implementation_autoset custom_pipelines unsloth_fixed
+    unsloth_version tie_encoder_decoder pruned_heads torchscript use_bfloat16
     tf_legacy_loss finetuning_task task_specific_params tokenizer_class prefix pretraining_tp transformers.js_config
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
     top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size

@@ -99,7 +99,7 @@ COHERE2 = Family(
         "d_head": even_heads,
         "logit_scale": "logit_scale",
         "window_size": optional("sliding_window"),
-        "layer_types": full_every("sliding_window_pattern"),
+        "layer_types": full_every("sliding_window_pattern", saved="_sliding_window_pattern"),
     },
     defaults={
         **_DEFAULTS,
@@ -114,11 +114,12 @@ COHERE2 = Family(
         "use_gated_activation": True,
         "use_parallel_block": True,
         "use_embedding_sharing": True,
-        "use_parallel_embedding": True,
         "rotary_pct": 1.0,
         "position_embedding_type": "rope_gptj",
     },
-    ignored=frozenset({"head_dim", "layer_switch", "order_of_interleaved_layers", "model_max_length"}),
+    ignored=frozenset(
+        {"head_dim", "layer_switch", "order_of_interleaved_layers", "model_max_length", "use_parallel_embedding"}
+    ),
     weights=weights({"ln1": "input_layernorm"}),
     rope=RopeReader(interleaved=True, nope_on_full=True),
 )

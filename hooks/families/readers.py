@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hooks.checks import shown
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError
@@ -89,19 +90,22 @@ def sliding_from(hf: Settings) -> tuple[str, ...]:
     return tuple(hf.optional("layer_types") or kinds)
 
 
-def full_every(*keys: str, each: int | None = None) -> Callable[[Settings], tuple[str, ...]]:
+def full_every(*keys: str, each: int | None = None, saved: str | None = None) -> Callable[[Settings], tuple[str, ...]]:
     """layer_types, or every n-th layer full and the others sliding.
 
     Args:
         *keys: where the file may have n; the last one has a default.
         each: n itself, for a family that has no key for it.
+        saved: a key under which some versions of transformers wrote n, and none reads it.
     """
 
     def read(hf: Settings) -> tuple[str, ...]:
-        hf.read.update(keys)
+        hf.read.update((*keys, saved) if saved else keys)
         if hf.optional("layer_types"):
             return tuple(hf["layer_types"])
         every = each or next((hf.raw[key] for key in keys if key in hf.raw), None) or hf[keys[-1]]
+        if saved and hf.raw.get(saved, every) != every:
+            raise ConfigError(f"{saved}={shown(hf.raw[saved])}: nothing reads it, and without layer_types n is {every}")
         kinds = (i % every == every - 1 for i in range(hf["num_hidden_layers"]))
         return tuple("full_attention" if full else "sliding_attention" for full in kinds)
 

@@ -107,8 +107,8 @@ class RopeReader:
         if local_theta == "rope_theta" and "rope_theta" not in sliding and shared != hf.family.defaults["rope_theta"]:
             raise ConfigError(
                 f"rope_theta={shown(shared)} at the top level: transformers' {hf.family.model_type} gives it to its "
-                f"full layers and {hf.family.defaults['rope_theta']:g} to the sliding ones; write rope_theta under each "
-                "layer type of rope_parameters"
+                f"full layers and {hf.family.defaults['rope_theta']:g} to the sliding ones; write rope_theta under "
+                "each layer type of rope_parameters"
             )
         full |= scaling
         for entry, key in ((full, "rope_theta"), (sliding, local_theta)):
@@ -132,6 +132,9 @@ class RopeReader:
             raise ConfigError(f"rope_type={rope.rope_type!r}: transformers' {family} runs {', '.join(self.types)} only")
         if self.share is not None:
             hf.read.add(self.share)
+            again = hf.raw.get("partial_rotary_factor")
+            if again is not None and again == hf[self.share]:
+                hf.read.add("partial_rotary_factor")  # some versions of transformers wrote it beside GPT-NeoX' own name
             if rope.partial_rotary_factor is None:
                 rope = replace(rope, partial_rotary_factor=hf[self.share])
         elif rope.partial_rotary_factor not in (None, 1.0) and rope.rope_type != "proportional":
