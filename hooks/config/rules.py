@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from hooks.checks import shown
 from hooks.config.qk_norm import QKNormConfig
@@ -17,6 +17,7 @@ _CHOICES = {
     "normalization_type": ("RMS", "LN"),
     "act_fn": ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "xielu"),
     "attention_dir": ("causal", "bidirectional"),
+    "init_mode": ("gpt2",),  # normal weights of std initializer_range
 }
 _AT_LEAST_ONE = (
     "d_model",
@@ -78,7 +79,18 @@ _NOT_BUILT = (
     "vision_num_layers",
     "vision_num_heads",
     "mm_tokens_per_image",
+    "n_devices",
+    "use_attn_in",
+    "use_hook_mlp_in",
+    "use_hook_tokens",
 )
+_INSTEAD = {
+    "n_devices": "the model lives on one device: model.to(device)",
+    "use_attn_in": "blocks.{i}.hook_resid_pre is what attention's norm reads, and blocks.{i}.attn.hook_q_input (k, v), "
+    "with use_split_qkv_input, what each head reads",
+    "use_hook_mlp_in": "blocks.{i}.hook_resid_mid is what the MLP's norm reads",
+    "use_hook_tokens": "edit the tokens before they go in, or blocks.0.hook_resid_pre",
+}
 
 
 def check_each(settings: Mapping[str, Any]) -> None:
@@ -128,11 +140,17 @@ def check_together(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     """
     for name in _NOT_BUILT:
         if settings[name] != defaults[name]:
-            raise ConfigError(f"{name}={settings[name]!r} is not implemented by HookedTransformer; leave it out")
+            refuse(name, settings[name])
     _check_heads(settings)
     _check_layers(settings)
     _check_rope(settings)
     _check_norms(settings)
+
+
+def refuse(name: str, value: Any) -> NoReturn:
+    """Raise for a setting that would change nothing here, or what is not built."""
+    instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+    raise ConfigError(f"{name}={shown(value)} is not implemented by HookedTransformer; leave it out{instead}")
 
 
 def _check_heads(settings: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from hooks.config.attention_spec import AttentionSpec
 from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
-from hooks.config.rules import LAYER_TYPES, check_each, check_together
+from hooks.config.rules import LAYER_TYPES, check_each, check_together, refuse
 from hooks.errors import ConfigError, NarrowRotaryWarning
 
 __all__ = ["HookedTransformerConfig", "LayerRopes", "QKNormConfig", "RopeConfig"]
@@ -188,6 +188,8 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         return list(dict.fromkeys(rope for rope in ropes if rope is not None))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("use_attn_in", "use_hook_mlp_in") and value is not False and self.__dict__.get("_ready", False):
+            refuse(name, value)
         if not self.__dict__.get("_ready", False) or name in self._BRIDGE_MANAGED_HOOK_FLAGS:
             super().__setattr__(name, value)
         elif name in _SETTINGS or name in FLAGS:
