@@ -15,7 +15,7 @@ _CHOICES = {
     "clip_position": ("projection", "norm", "rope"),
     "block_norms": ("pre", "post", "sandwich"),
     "normalization_type": ("RMS", "LN"),
-    "act_fn": ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "xielu"),
+    "act_fn": ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2", "xielu"),
     "attention_dir": ("causal", "bidirectional"),
     "init_mode": ("gpt2",),  # normal weights of std initializer_range
 }
@@ -35,7 +35,7 @@ MOST_LAYERS = 10_000
 _AT_MOST = {"n_layers": MOST_LAYERS, "d_vocab": 2**31, "n_ctx": 2**53, "window_size": 2**53}
 _WIDEST = 2**24
 _LARGEST_MATRIX = 2**40  # elements
-_ABOVE_ZERO = ("clip_qkv", "embed_scale", "logit_scale", "eps")
+_ABOVE_ZERO = ("clip_qkv", "embed_scale", "residual_scale", "logit_scale", "eps")
 _ABOVE_ZERO_OR_OFF = ("attn_scale", "attn_scores_soft_cap", "output_logits_soft_cap")
 _BOOLEANS = (
     "norm_scale_before_cast",
@@ -221,8 +221,8 @@ def _check_norms(settings: Mapping[str, Any]) -> None:
         raise ConfigError("clip_position='norm' needs qk_norm; without one use 'projection'")
     if settings["norm_bias"] and (settings["normalization_type"] != "LN" or not settings["norm_affine"]):
         raise ConfigError("norm_bias=True needs normalization_type='LN' and norm_affine=True")
-    if settings["rmsnorm_uses_offset"] and settings["normalization_type"] != "RMS":
-        raise ConfigError("rmsnorm_uses_offset=True needs normalization_type='RMS'")
+    if settings["rmsnorm_uses_offset"] and not settings["norm_affine"]:
+        raise ConfigError("rmsnorm_uses_offset=True needs norm_affine=True: without a gain there is nothing to offset")
     if settings["parallel_shared_norm"] and not (settings["parallel_attn_mlp"] and settings["block_norms"] == "pre"):
         raise ConfigError("parallel_shared_norm=True needs parallel_attn_mlp=True and block_norms='pre'")
     if settings["round_cos_sin"] and not settings["rope_in_float32"]:

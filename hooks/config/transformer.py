@@ -70,6 +70,8 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         mlp_bias: Biases of the MLP.
         unembed_bias: Bias of the unembedding.
         embed_scale: Multiplies the embedding.
+        residual_scale: Multiplies what attention and MLP add to the residual stream (Granite); W_O, W_out and their
+            biases read with it.
         logit_scale: Multiplies the logits.
         rope_in_float32: Rotate in float32 and cast back (OLMo 2).
         round_cos_sin: Round cos and sin to the model's type before rotating in float32 (Cohere).
@@ -99,6 +101,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
     mlp_bias: bool
     unembed_bias: bool
     embed_scale: float | None
+    residual_scale: float | None
     logit_scale: float | None
     rope_in_float32: bool
     round_cos_sin: bool
@@ -131,6 +134,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         mlp_bias: bool = False,
         unembed_bias: bool = False,
         embed_scale: float | None = None,
+        residual_scale: float | None = None,
         logit_scale: float | None = None,
         rope_in_float32: bool = False,
         round_cos_sin: bool = False,

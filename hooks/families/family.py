@@ -14,7 +14,7 @@ from torch import Tensor
 from hooks.checks import shown, whole
 from hooks.config.rules import MOST_LAYERS
 from hooks.config.transformer import HookedTransformerConfig
-from hooks.errors import ConfigError, RopescopeError
+from hooks.errors import ConfigError, RopescopeError, UnknownModelError
 from hooks.families.rotation import Rope, RopeReader
 from hooks.families.settings import Settings
 
@@ -109,6 +109,7 @@ class Family:
         renamed: names in older files → names in transformers now.
         rope: reads the rotation.
         nested: the key under which the language model's own config lies, if it does.
+        inner_type: the one ``model_type`` that the language model's own config may have.
         gguf: how GGUF files keep this family.
     """
 
@@ -126,6 +127,7 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict)
     rope: Callable[[Settings], Rope] = field(default_factory=RopeReader)
     nested: str | None = None
+    inner_type: str | None = None
     gguf: GGUFLayout | None = None
 
     def config(self, hf: Mapping[str, Any], ignored_keys: Collection[str] = ()) -> HookedTransformerConfig:
@@ -142,7 +144,14 @@ class Family:
             inner = hf.get(self.nested) or {}
             if not isinstance(inner, Mapping):
                 raise ConfigError(f"{self.nested}={shown(inner)} in the config; it must be an object")
-            hf = {**{key: value for key, value in hf.items() if key != self.nested}, **inner}
+            if inner.get("model_type", self.inner_type) != self.inner_type:
+                raise UnknownModelError(
+                    f"the language model in this {self.model_type} model is {shown(inner['model_type'])}, and its row "
+                    f"reads {self.inner_type} only; HookedTransformer.attach(model) hooks it as it is"
+                )
+            outer = {key: value for key, value in hf.items() if key != self.nested}
+            tied = {key: outer[key] for key in ("tie_word_embeddings",) if key in outer}  # the outer model has the head
+            hf = {**outer, **inner, **tied}
         settings = Settings(hf, self)
         try:
             _check_layers(settings)

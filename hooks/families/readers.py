@@ -21,6 +21,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_fast",
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -112,13 +113,16 @@ def full_every(*keys: str, each: int | None = None, saved: str | None = None) ->
     return read
 
 
-def weights(*inside: Mapping[str, Source], embed: str = "embed_tokens", final: str = "norm") -> dict[str, Source]:
+def weights(
+    *inside: Mapping[str, Source], embed: str = "embed_tokens", final: str = "norm", layers: str = "layers"
+) -> dict[str, Source]:
     """Names of a decoder's weights: Llama's, apart from those given.
 
     Args:
         *inside: modules of a layer, ours → theirs; norms have no name unless they are given.
         embed: the embedding.
         final: the final norm.
+        layers: the list of layers.
     """
     names: dict[str, Source] = {f"attn.{t}_proj": f"self_attn.{t}_proj" for t in "qkvo"}
     names |= {f"mlp.{t}_proj": f"mlp.{t}_proj" for t in ("gate", "up", "down")}
@@ -128,15 +132,15 @@ def weights(*inside: Mapping[str, Source], embed: str = "embed_tokens", final: s
     for leaf in ("weight", "bias"):
         found |= {f"ln_final.{leaf}": f"{{p}}{final}.{leaf}", f"unembed.{leaf}": f"lm_head.{leaf}"}
         for ours, theirs in names.items():
-            found[f"blocks.{{i}}.{ours}.{leaf}"] = _in_layer(theirs, leaf)
+            found[f"blocks.{{i}}.{ours}.{leaf}"] = _in_layer(theirs, leaf, layers)
     return found
 
 
-def _in_layer(source: Source, leaf: str) -> Source:
+def _in_layer(source: Source, leaf: str, layers: str) -> Source:
     """A module's weight or bias, by its name in the whole checkpoint."""
     if isinstance(source, str):
-        return f"{{p}}layers.{{i}}.{source}.{leaf}"
-    return replace(source, name=f"{{p}}layers.{{i}}.{source.name}.{leaf}")
+        return f"{{p}}{layers}.{{i}}.{source}.{leaf}"
+    return replace(source, name=f"{{p}}{layers}.{{i}}.{source.name}.{leaf}")
 
 
 def stacked_qkv(name: str) -> dict[str, Source]:

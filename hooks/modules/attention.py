@@ -16,7 +16,7 @@ from hooks.config.transformer import HookedTransformerConfig
 from hooks.functional.attend import RowsHook, attend_full, attend_fused, attend_rows, shared_positions
 from hooks.functional.rope import rotate
 from hooks.modules.qk_norm import QKNorm
-from hooks.modules.weight_views import AttentionWeights
+from hooks.modules.weight_views import AttentionWeights, scaled
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Attention(AttentionWeights, nn.Module):
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
             out = self.hook_result(per_head).sum(2)
             if self.o_proj.bias is not None:
-                out = out + self.o_proj.bias
+                out = out + self.b_O
         else:
-            out = self.o_proj(z.flatten(2))
+            out = scaled(self.o_proj(z.flatten(2)), self.cfg.residual_scale)
         return self.hook_out(out)
 
     def _prepare(self, tensor: str, x: Tensor, context: AttentionContext) -> Float[Tensor, "batch pos head d_head"]:
