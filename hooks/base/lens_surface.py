@@ -204,9 +204,9 @@ class LensMixin(StackedWeights):
         with_own_attention = mlp_input and not self.cfg.parallel_attn_mlp
         for index in range(layer + with_own_attention):
             block: Any = self.blocks[index]
-            written = [(block.attn.o_proj.bias, block.ln1_post)]
+            written = [(block.attn.b_O if self.cfg.attn_out_bias else None, block.ln1_post)]
             if include_mlp_biases and index < layer and block.mlp is not None:
-                written.append((block.mlp.down_proj.bias, block.ln2_post))
+                written.append((block.mlp.b_out if self.cfg.mlp_bias else None, block.ln2_post))
             for bias, post_norm in written:
                 total = total + _constant(bias, post_norm)
         return total

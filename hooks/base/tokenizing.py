@@ -1,5 +1,6 @@
 """Text to token ids and back, by the tokenizer's own rules."""
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,31 @@ from torch import Tensor
 
 from hooks.base.inputs import token_ids
 from hooks.config.transformer import HookedTransformerConfig
-from hooks.errors import InputError, TokenizerError
+from hooks.errors import InputError, TokenizerError, TokenizerWarning
+
+
+def _token_ids(tokenizer: Any, text: str, prepend_bos: bool | None) -> list[int]:
+    """The ids of one text, with one BOS where one is added, even if the text brings its own."""
+    ids, bos = list(tokenizer(text, add_special_tokens=prepend_bos is None)["input_ids"]), tokenizer.bos_token_id
+    if prepend_bos:
+        ids = [bos, *ids]
+    if bos is None or ids[:2] != [bos, bos]:
+        return ids
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if _leading(ids, bos) == _leading(plain, bos):
+        return ids  # they are the text's own, and none was added
+    warnings.warn(
+        f"the text starts with the BOS token {tokenizer.bos_token!r} already (a rendered chat template?), so no "
+        "second one is put before it; prepend_bos=False says so, and keeps this quiet",
+        TokenizerWarning,
+        stacklevel=3,
+    )
+    return ids[1:]
+
+
+def _leading(ids: list[int], token: int) -> int:
+    """How many of the first ids are this token."""
+    return next((i for i, each in enumerate(ids) if each != token), len(ids))
 
 
 class TokenizingMixin:
@@ -39,7 +64,9 @@ class TokenizingMixin:
 
         Args:
             text: one text, or several that come out equally long; ids pass through as they are.
-            prepend_bos: None follows the tokenizer's own rule (Gemma adds ``<bos>``, SmolLM2 does not).
+            prepend_bos: None follows the tokenizer's own rule (Gemma adds ``<bos>``, SmolLM2 does not), unless
+                ``cfg.default_prepend_bos`` was set to something else. A text that starts with the BOS token gets no
+                second one, with a warning.
 
         Raises:
             TokenizerError: the model has no tokenizer, or texts of different lengths.
@@ -48,11 +75,11 @@ class TokenizingMixin:
             return self._check_tokens(text)
         tokenizer = self._require_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [tokenizer(t, add_special_tokens=prepend_bos is None)["input_ids"] for t in texts]
-        if prepend_bos:
-            if tokenizer.bos_token_id is None:
-                raise TokenizerError("prepend_bos=True, but the tokenizer has no BOS token; leave prepend_bos out")
-            rows = [[tokenizer.bos_token_id, *row] for row in rows]
+        if prepend_bos is None and self.cfg.default_prepend_bos != self.cfg.tokenizer_prepends_bos:
+            prepend_bos = self.cfg.default_prepend_bos
+        if prepend_bos and tokenizer.bos_token_id is None:
+            raise TokenizerError("prepend_bos=True, but the tokenizer has no BOS token; leave prepend_bos out")
+        rows = [_token_ids(tokenizer, text, prepend_bos) for text in texts]
         if len({len(row) for row in rows}) > 1:
             raise TokenizerError(
                 f"the texts have {sorted({len(row) for row in rows})} tokens; pass texts of one length, "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from hooks.checks import shown
 from hooks.config.qk_norm import QKNormConfig
@@ -15,8 +15,9 @@ _CHOICES = {
     "clip_position": ("projection", "norm", "rope"),
     "block_norms": ("pre", "post", "sandwich"),
     "normalization_type": ("RMS", "LN"),
-    "act_fn": ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "xielu"),
+    "act_fn": ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2", "xielu"),
     "attention_dir": ("causal", "bidirectional"),
+    "init_mode": ("gpt2",),  # normal weights of std initializer_range
 }
 _AT_LEAST_ONE = (
     "d_model",
@@ -34,7 +35,7 @@ MOST_LAYERS = 10_000
 _AT_MOST = {"n_layers": MOST_LAYERS, "d_vocab": 2**31, "n_ctx": 2**53, "window_size": 2**53}
 _WIDEST = 2**24
 _LARGEST_MATRIX = 2**40  # elements
-_ABOVE_ZERO = ("clip_qkv", "embed_scale", "logit_scale", "eps")
+_ABOVE_ZERO = ("clip_qkv", "embed_scale", "residual_scale", "logit_scale", "eps")
 _ABOVE_ZERO_OR_OFF = ("attn_scale", "attn_scores_soft_cap", "output_logits_soft_cap")
 _BOOLEANS = (
     "norm_scale_before_cast",
@@ -78,7 +79,18 @@ _NOT_BUILT = (
     "vision_num_layers",
     "vision_num_heads",
     "mm_tokens_per_image",
+    "n_devices",
+    "use_attn_in",
+    "use_hook_mlp_in",
+    "use_hook_tokens",
 )
+_INSTEAD = {
+    "n_devices": "the model lives on one device: model.to(device)",
+    "use_attn_in": "blocks.{i}.hook_resid_pre is what attention's norm reads, and blocks.{i}.attn.hook_q_input (k, v), "
+    "with use_split_qkv_input, what each head reads",
+    "use_hook_mlp_in": "blocks.{i}.hook_resid_mid is what the MLP's norm reads",
+    "use_hook_tokens": "edit the tokens before they go in, or blocks.0.hook_resid_pre",
+}
 
 
 def check_each(settings: Mapping[str, Any]) -> None:
@@ -128,11 +140,17 @@ def check_together(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     """
     for name in _NOT_BUILT:
         if settings[name] != defaults[name]:
-            raise ConfigError(f"{name}={settings[name]!r} is not implemented by HookedTransformer; leave it out")
+            refuse(name, settings[name])
     _check_heads(settings)
     _check_layers(settings)
     _check_rope(settings)
     _check_norms(settings)
+
+
+def refuse(name: str, value: Any) -> NoReturn:
+    """Raise for a setting that would change nothing here, or what is not built."""
+    instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+    raise ConfigError(f"{name}={shown(value)} is not implemented by HookedTransformer; leave it out{instead}")
 
 
 def _check_heads(settings: Mapping[str, Any]) -> None:
@@ -203,8 +221,8 @@ def _check_norms(settings: Mapping[str, Any]) -> None:
         raise ConfigError("clip_position='norm' needs qk_norm; without one use 'projection'")
     if settings["norm_bias"] and (settings["normalization_type"] != "LN" or not settings["norm_affine"]):
         raise ConfigError("norm_bias=True needs normalization_type='LN' and norm_affine=True")
-    if settings["rmsnorm_uses_offset"] and settings["normalization_type"] != "RMS":
-        raise ConfigError("rmsnorm_uses_offset=True needs normalization_type='RMS'")
+    if settings["rmsnorm_uses_offset"] and not settings["norm_affine"]:
+        raise ConfigError("rmsnorm_uses_offset=True needs norm_affine=True: without a gain there is nothing to offset")
     if settings["parallel_shared_norm"] and not (settings["parallel_attn_mlp"] and settings["block_norms"] == "pre"):
         raise ConfigError("parallel_shared_norm=True needs parallel_attn_mlp=True and block_norms='pre'")
     if settings["round_cos_sin"] and not settings["rope_in_float32"]:

@@ -21,7 +21,7 @@ from hooks.config.comparing import differing_settings
 from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
-from hooks.config.rules import LAYER_TYPES, check_each, check_together
+from hooks.config.rules import LAYER_TYPES, check_each, check_together, refuse
 from hooks.errors import ConfigError, NarrowRotaryWarning
 
 __all__ = ["HookedTransformerConfig", "LayerRopes", "QKNormConfig", "RopeConfig"]
@@ -71,6 +71,8 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         mlp_bias: Biases of the MLP.
         unembed_bias: Bias of the unembedding.
         embed_scale: Multiplies the embedding.
+        residual_scale: Multiplies what attention and MLP add to the residual stream (Granite); W_O, W_out and their
+            biases read with it.
         logit_scale: Multiplies the logits.
         rope_in_float32: Rotate in float32 and cast back (OLMo 2).
         round_cos_sin: Round cos and sin to the model's type before rotating in float32 (Cohere).
@@ -100,6 +102,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
     mlp_bias: bool
     unembed_bias: bool
     embed_scale: float | None
+    residual_scale: float | None
     logit_scale: float | None
     rope_in_float32: bool
     round_cos_sin: bool
@@ -132,6 +135,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         mlp_bias: bool = False,
         unembed_bias: bool = False,
         embed_scale: float | None = None,
+        residual_scale: float | None = None,
         logit_scale: float | None = None,
         rope_in_float32: bool = False,
         round_cos_sin: bool = False,
@@ -189,6 +193,8 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         return list(dict.fromkeys(rope for rope in ropes if rope is not None))
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("use_attn_in", "use_hook_mlp_in") and value is not False and self.__dict__.get("_ready", False):
+            refuse(name, value)
         if not self.__dict__.get("_ready", False) or name in self._BRIDGE_MANAGED_HOOK_FLAGS:
             super().__setattr__(name, value)
         elif name in _SETTINGS or name in FLAGS:

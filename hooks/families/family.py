@@ -14,7 +14,7 @@ from torch import Tensor
 from hooks.checks import shown, whole
 from hooks.config.rules import MOST_LAYERS
 from hooks.config.transformer import HookedTransformerConfig
-from hooks.errors import ConfigError, RopescopeError
+from hooks.errors import ConfigError, RopescopeError, UnknownModelError
 from hooks.families.rotation import Rope, RopeReader
 from hooks.families.settings import Settings
 
@@ -24,7 +24,8 @@ _BOOKKEEPING = """
     dtype use_cache initializer_range attention_dropout hidden_dropout embd_pdrop resid_pdrop pad_token_id bos_token_id
     eos_token_id unk_token_id sep_token_id decoder_start_token_id id2label label2id problem_type num_labels
     return_dict output_attentions output_hidden_states chunk_size_feed_forward is_encoder_decoder is_decoder
-    add_cross_attention cross_attention_hidden_size tie_encoder_decoder pruned_heads torchscript use_bfloat16
+    add_cross_attention cross_attention_hidden_size _attn_implementation_autoset custom_pipelines unsloth_fixed
+    unsloth_version tie_encoder_decoder pruned_heads torchscript use_bfloat16
     tf_legacy_loss finetuning_task task_specific_params tokenizer_class prefix pretraining_tp transformers.js_config
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
     top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
@@ -108,6 +109,7 @@ class Family:
         renamed: names in older files → names in transformers now.
         rope: reads the rotation.
         nested: the key under which the language model's own config lies, if it does.
+        inner_type: the one ``model_type`` that the language model's own config may have.
         gguf: how GGUF files keep this family.
     """
 
@@ -125,6 +127,7 @@ class Family:
     renamed: Mapping[str, str] = field(default_factory=dict)
     rope: Callable[[Settings], Rope] = field(default_factory=RopeReader)
     nested: str | None = None
+    inner_type: str | None = None
     gguf: GGUFLayout | None = None
 
     def config(self, hf: Mapping[str, Any], ignored_keys: Collection[str] = ()) -> HookedTransformerConfig:
@@ -141,7 +144,14 @@ class Family:
             inner = hf.get(self.nested) or {}
             if not isinstance(inner, Mapping):
                 raise ConfigError(f"{self.nested}={shown(inner)} in the config; it must be an object")
-            hf = {**{key: value for key, value in hf.items() if key != self.nested}, **inner}
+            if inner.get("model_type", self.inner_type) != self.inner_type:
+                raise UnknownModelError(
+                    f"the language model in this {self.model_type} model is {shown(inner['model_type'])}, and its row "
+                    f"reads {self.inner_type} only; HookedTransformer.attach(model) hooks it as it is"
+                )
+            outer = {key: value for key, value in hf.items() if key != self.nested}
+            tied = {key: outer[key] for key in ("tie_word_embeddings",) if key in outer}  # the outer model has the head
+            hf = {**outer, **inner, **tied}
         settings = Settings(hf, self)
         try:
             _check_layers(self, settings)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hooks.config.rope import RopeConfig
 from hooks.families.family import Family
 from hooks.families.readers import (
     ATTENTION_BIAS,
@@ -11,6 +12,7 @@ from hooks.families.readers import (
     PRE_NORMS,
     QK_NORMS,
     SIZES,
+    activation,
     even_heads,
     full_every,
     headwise_qkv,
@@ -20,7 +22,9 @@ from hooks.families.readers import (
     weights,
 )
 from hooks.families.rotation import RopeReader
+from hooks.families.settings import Settings
 
+_GPTJ_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _DEFAULTS: dict[str, Any] = {**DEFAULTS, "layer_norm_eps": 1e-5}
 # These split q into a rotated part of a fixed width, which a proportional schedule does not have.
 _NOT_PROPORTIONAL = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -99,7 +103,7 @@ COHERE2 = Family(
         "d_head": even_heads,
         "logit_scale": "logit_scale",
         "window_size": optional("sliding_window"),
-        "layer_types": full_every("sliding_window_pattern"),
+        "layer_types": full_every("sliding_window_pattern", saved="_sliding_window_pattern"),
     },
     defaults={
         **_DEFAULTS,
@@ -114,11 +118,12 @@ COHERE2 = Family(
         "use_gated_activation": True,
         "use_parallel_block": True,
         "use_embedding_sharing": True,
-        "use_parallel_embedding": True,
         "rotary_pct": 1.0,
         "position_embedding_type": "rope_gptj",
     },
-    ignored=frozenset({"head_dim", "layer_switch", "order_of_interleaved_layers", "model_max_length"}),
+    ignored=frozenset(
+        {"head_dim", "layer_switch", "order_of_interleaved_layers", "model_max_length", "use_parallel_embedding"}
+    ),
     weights=weights({"ln1": "input_layernorm"}),
     rope=RopeReader(interleaved=True, nope_on_full=True),
 )
@@ -193,4 +198,108 @@ PHI = Family(
     rope=RopeReader(share="partial_rotary_factor", types=_NOT_PROPORTIONAL),
 )
 
-ROWS = (OLMO, STABLELM, COHERE, COHERE2, GPT_NEOX, PHI)
+STARCODER2 = Family(
+    model_type="starcoder2",
+    source="configuration_starcoder2.py",
+    fixed={**LAYER_NORM, "norm_bias": True, "gated_mlp": False},
+    settings={
+        **SIZES,
+        **dict.fromkeys(("attn_bias", "attn_out_bias", "mlp_bias"), "use_bias"),
+        "eps": "norm_epsilon",
+        "window_size": optional("sliding_window"),
+    },
+    defaults={
+        **DEFAULTS,
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_epsilon": 1e-5,
+        "num_key_value_heads": 2,
+        "sliding_window": None,
+        "use_bias": True,
+        "tie_word_embeddings": True,
+    },
+    only={"mlp_type": "default", "norm_type": "layer_norm", "scale_attn_weights": True},
+    ignored=frozenset(
+        {
+            *("activation_function", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
+            *("residual_dropout", "embedding_dropout", "layer_norm_epsilon"),
+        }
+    ),
+    weights=weights({"mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj"}, PRE_NORMS),
+)
+NEMOTRON = Family(
+    model_type="nemotron",
+    source="configuration_nemotron.py",
+    fixed={**LAYER_NORM, "norm_bias": True, "rmsnorm_uses_offset": True, "gated_mlp": False},
+    settings={**SIZES, **ATTENTION_BIAS, "mlp_bias": "mlp_bias", "eps": "norm_eps"},
+    defaults={
+        **DEFAULTS,
+        "hidden_act": "relu2",
+        "norm_eps": 1e-5,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "partial_rotary_factor": 0.5,
+    },
+    weights=weights(PRE_NORMS),
+    rope=RopeReader(share="partial_rotary_factor"),
+)
+
+
+def _gptj_rope(hf: Settings) -> RopeConfig:
+    """The one schedule of GPT-J, whose base is written in its code."""
+    width = hf["rotary_dim"]
+    return RopeConfig(
+        rope_theta=10_000.0, rotary_dim=width, max_position_embeddings=hf["n_positions"], interleaved=True
+    )
+
+
+GPTJ = Family(
+    model_type="gptj",
+    source="configuration_gptj.py",
+    fixed={
+        **LAYER_NORM,
+        "norm_bias": True,
+        "gated_mlp": False,
+        "mlp_bias": True,
+        "unembed_bias": True,
+        "parallel_attn_mlp": True,
+        "parallel_shared_norm": True,
+    },
+    settings={
+        "d_model": "n_embd",
+        "d_head": lambda hf: hf["n_embd"] // hf["n_head"],
+        "d_mlp": lambda hf: hf.optional("n_inner") or 4 * hf["n_embd"],
+        "d_vocab": "vocab_size",
+        "n_layers": "n_layer",
+        "n_heads": "n_head",
+        "n_ctx": "n_positions",
+        "act_fn": activation("activation_function"),
+        "eps": "layer_norm_epsilon",
+        "tie_word_embeddings": "tie_word_embeddings",
+    },
+    defaults={
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "rotary_dim": 64,
+        "tie_word_embeddings": False,
+    },
+    only={"rotary": True, "scale_attn_weights": True},
+    ignored=frozenset(
+        {
+            *("attn_pdrop", "gradient_checkpointing", "summary_activation", "summary_first_dropout"),
+            *("summary_proj_to_labels", "summary_type", "summary_use_proj", "n_ctx"),
+        }
+    ),
+    weights=weights(
+        {"ln1": "ln_1", "mlp.up_proj": "mlp.fc_in", "mlp.down_proj": "mlp.fc_out"},
+        {f"attn.{t}_proj": f"attn.{name}" for t, name in zip("qkvo", _GPTJ_PROJECTIONS, strict=True)},
+        embed="wte",
+        final="ln_f",
+        layers="h",
+    ),
+    prefixes=("transformer.", ""),
+    # Older files keep the causal mask beside the weights.
+    ignored_weights=("*.attn.bias", "*.attn.masked_bias"),
+    rope=_gptj_rope,
+)
+
+ROWS = (OLMO, STABLELM, COHERE, COHERE2, GPT_NEOX, PHI, STARCODER2, NEMOTRON, GPTJ)

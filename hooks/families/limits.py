@@ -24,6 +24,10 @@ _SEVERAL_AXES = (
     "its rotation takes positions on several axes (time, height, width); HookedTransformer.attach(model) hooks its q "
     "and k before and after it"
 )
+_POSITION_SCALED = (
+    "its queries are multiplied by a factor that grows with their position, which no row describes; "
+    "HookedTransformer.attach(model) hooks q and k as they enter the score"
+)
 _LEARNED_POSITIONS = (
     "its positions are learned embeddings, not rotations; HookedTransformer.attach(model) or TransformerLens' "
     "TransformerBridge hooks it"
@@ -42,6 +46,7 @@ _GROUPS: dict[str, str] = {
     ),
     "gemma3n gemma3n_text gemma4 gemma4_text": _SHARED_STATE,
     "qwen2_vl qwen2_5_vl qwen3_vl": _SEVERAL_AXES,
+    "ministral3": _POSITION_SCALED,
     "gpt2 gpt_bigcode opt": _LEARNED_POSITIONS,
     "gpt_neo bloom mpt": _OWN_ATTENTION,
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hooks.checks import shown
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError
@@ -20,6 +21,7 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_fast",
     "gelu_pytorch_tanh": "gelu_pytorch_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -89,32 +91,38 @@ def sliding_from(hf: Settings) -> tuple[str, ...]:
     return tuple(hf.optional("layer_types") or kinds)
 
 
-def full_every(*keys: str, each: int | None = None) -> Callable[[Settings], tuple[str, ...]]:
+def full_every(*keys: str, each: int | None = None, saved: str | None = None) -> Callable[[Settings], tuple[str, ...]]:
     """layer_types, or every n-th layer full and the others sliding.
 
     Args:
         *keys: where the file may have n; the last one has a default.
         each: n itself, for a family that has no key for it.
+        saved: a key under which some versions of transformers wrote n, and none reads it.
     """
 
     def read(hf: Settings) -> tuple[str, ...]:
-        hf.read.update(keys)
+        hf.read.update((*keys, saved) if saved else keys)
         if hf.optional("layer_types"):
             return tuple(hf["layer_types"])
         every = each or next((hf.raw[key] for key in keys if key in hf.raw), None) or hf[keys[-1]]
+        if saved and hf.raw.get(saved, every) != every:
+            raise ConfigError(f"{saved}={shown(hf.raw[saved])}: nothing reads it, and without layer_types n is {every}")
         kinds = (i % every == every - 1 for i in range(hf["num_hidden_layers"]))
         return tuple("full_attention" if full else "sliding_attention" for full in kinds)
 
     return read
 
 
-def weights(*inside: Mapping[str, Source], embed: str = "embed_tokens", final: str = "norm") -> dict[str, Source]:
+def weights(
+    *inside: Mapping[str, Source], embed: str = "embed_tokens", final: str = "norm", layers: str = "layers"
+) -> dict[str, Source]:
     """Names of a decoder's weights: Llama's, apart from those given.
 
     Args:
         *inside: modules of a layer, ours → theirs; norms have no name unless they are given.
         embed: the embedding.
         final: the final norm.
+        layers: the list of layers.
     """
     names: dict[str, Source] = {f"attn.{t}_proj": f"self_attn.{t}_proj" for t in "qkvo"}
     names |= {f"mlp.{t}_proj": f"mlp.{t}_proj" for t in ("gate", "up", "down")}
@@ -124,15 +132,15 @@ def weights(*inside: Mapping[str, Source], embed: str = "embed_tokens", final: s
     for leaf in ("weight", "bias"):
         found |= {f"ln_final.{leaf}": f"{{p}}{final}.{leaf}", f"unembed.{leaf}": f"lm_head.{leaf}"}
         for ours, theirs in names.items():
-            found[f"blocks.{{i}}.{ours}.{leaf}"] = _in_layer(theirs, leaf)
+            found[f"blocks.{{i}}.{ours}.{leaf}"] = _in_layer(theirs, leaf, layers)
     return found
 
 
-def _in_layer(source: Source, leaf: str) -> Source:
+def _in_layer(source: Source, leaf: str, layers: str) -> Source:
     """A module's weight or bias, by its name in the whole checkpoint."""
     if isinstance(source, str):
-        return f"{{p}}layers.{{i}}.{source}.{leaf}"
-    return replace(source, name=f"{{p}}layers.{{i}}.{source.name}.{leaf}")
+        return f"{{p}}{layers}.{{i}}.{source}.{leaf}"
+    return replace(source, name=f"{{p}}{layers}.{{i}}.{source.name}.{leaf}")
 
 
 def stacked_qkv(name: str) -> dict[str, Source]:

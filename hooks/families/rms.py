@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from hooks.families.family import Family
+from hooks.families.family import Constant, Family, GGUFLayout
 from hooks.families.readers import (
     ATTENTION_BIAS,
     DEFAULTS,
@@ -73,6 +73,7 @@ QWEN2 = Family(
     },
     only={"use_mrope": False},
     weights=weights(PRE_NORMS),
+    gguf=GGUFLayout("qwen2"),
 )
 OLMO3 = Family(
     model_type="olmo3",
@@ -127,6 +128,19 @@ GEMMA2 = Family(
     only={"use_bidirectional_attention": False},
     ignored=frozenset({"hidden_act", "sliding_window_size"}),
     weights=weights(SANDWICH_NORMS),
+    gguf=GGUFLayout(
+        "gemma2",
+        norm_plus_one=True,
+        constants={
+            # The 27B model, alone with 46 layers, divides by its width per head instead of by head_dim.
+            "query_pre_attn_scalar": Constant(
+                lambda hf: (
+                    hf["hidden_size"] // hf["num_attention_heads"] if hf["num_hidden_layers"] == 46 else hf["head_dim"]
+                ),
+                "llama.cpp, src/llama-model.cpp, LLM_ARCH_GEMMA2; also transformers' configuration_gemma2.py",
+            ),
+        },
+    ),
 )
 SMOLLM3 = Family(
     model_type="smollm3",
@@ -173,6 +187,7 @@ PHI3 = Family(
     },
     weights=weights(PRE_NORMS, stacked_qkv("self_attn.qkv_proj"), stacked_gate_up("mlp.gate_up_proj")),
     rope=RopeReader(share="partial_rotary_factor", types=("default", "longrope")),
+    gguf=GGUFLayout("phi3"),
 )
 EXAONE4 = Family(
     model_type="exaone4",

@@ -132,6 +132,9 @@ class RopeReader:
             raise ConfigError(f"rope_type={rope.rope_type!r}: transformers' {family} runs {', '.join(self.types)} only")
         if self.share is not None:
             hf.read.add(self.share)
+            again = hf.raw.get("partial_rotary_factor")
+            if again is not None and again == hf[self.share]:
+                hf.read.add("partial_rotary_factor")  # some versions of transformers wrote it beside GPT-NeoX' own name
             if rope.partial_rotary_factor is None:
                 rope = replace(rope, partial_rotary_factor=hf[self.share])
         elif rope.partial_rotary_factor not in (None, 1.0) and rope.rope_type != "proportional":

@@ -11,7 +11,7 @@ from typing import Any
 
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, UnknownModelError
-from hooks.families import layer_norm, rms
+from hooks.families import layer_norm, rms, rms_variants
 from hooks.families.family import Constant, Family, GGUFLayout, Read
 from hooks.families.limits import LIMITS
 from hooks.families.readers import (
@@ -145,6 +145,7 @@ GEMMA3 = replace(
     GEMMA3_TEXT,
     model_type="gemma3",
     nested="text_config",
+    inner_type="gemma3_text",
     ignored=GEMMA3_TEXT.ignored
     | {"vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"},
     prefixes=("model.language_model.", "language_model.model.", "model."),
@@ -185,6 +186,7 @@ FAMILIES: dict[str, Family] = {
     for row in (
         *(LLAMA, QWEN3, OLMO2, GEMMA3_TEXT, GEMMA3, HUNYUAN_V1_DENSE),
         *rms.ROWS,
+        *rms_variants.ROWS,
         *layer_norm.ROWS,
     )
 }

@@ -229,7 +229,7 @@ def rotate(
         cos: As ``Rotary`` gives it.
         sin: Likewise.
         interleaved: Which features form a pair.
-        in_float32: Rotate in float32 and cast back (OLMo 2).
+        in_float32: Rotate in float32 or better and cast back (OLMo 2).
 
     Returns:
         A new tensor of x's type, bit-equal to transformers' ``q * cos + rotate_half(q) * sin``.
@@ -244,7 +244,7 @@ def rotate(
     if 2 * pairs > x.shape[-1]:
         raise ConfigError(f"cos has {pairs} pairs, which do not fit d_head={x.shape[-1]}")
     if in_float32:
-        cos, sin = cos.float(), sin.float()
+        cos, sin = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (cos, sin))
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     rotated, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
     x1, x2 = (rotated[..., 0::2], rotated[..., 1::2]) if interleaved else rotated.split(pairs, dim=-1)

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks.checks import number, shown, whole
+from hooks.checks import shown, whole
 from hooks.errors import ConfigError, UnknownModelError, WeightError
-from hooks.families.family import Family
+from hooks.families.family import Family, Part
 from hooks.families.table import FAMILIES
 from hooks.loading.gguf_header import StoredTensor, read_header
+from hooks.loading.gguf_rope import ROPE_KEYS, ROPE_TENSORS, decimal, rope_settings, rotated_share
 from hooks.loading.weights import check_sizes
 
 # config.json key ← GGUF key after the architecture's prefix.
@@ -31,12 +32,18 @@ _KEYS = {
     "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_local_base_freq",
+    "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
 _CHECKED = {"attention.value_length", "rope.dimension_count", "vocab_size"}
-_NUMBERS = {"attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa", "final_logit_softcapping"}
+_NUMBERS = {
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+}
 _NEEDED = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
-_ROPE_KEYS = {"rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"}
 
 # Our parameter → the tensor, the same for every architecture.
 _ENDS = {"embed.": "token_embd.", "ln_final.": "output_norm.", "unembed.": "output."}
@@ -55,6 +62,8 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# Of a family that keeps several of our weights in one tensor: any one of them, which names it.
+_FUSED = {"attn_qkv": "attn.q_proj", "ffn_up": "mlp.up_proj"}
 
 
 @dataclass(frozen=True)
@@ -89,15 +98,16 @@ def read_gguf(path: Path, on_tensor: Callable[[int, int], None] | None = None) -
     header = read_header(path)
     family = _family(header.fields, path)
     config, provenance = _config(header.fields, header.tensors, family)
-    places = {name: _place(tensor, family) for name, tensor in header.tensors.items()}
-    shapes = {places[name]: torch.empty(t.shape, device="meta") for name, t in header.tensors.items()}
+    stored = {name: tensor for name, tensor in header.tensors.items() if name not in ROPE_TENSORS}
+    places = {name: _place(tensor, family) for name, tensor in stored.items()}
+    shapes = {places[name]: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     check_sizes(family.config(config), family, shapes, str(path))
     weights: dict[str, Tensor] = {}
-    for done, (name, tensor) in enumerate(header.tensors.items()):
+    for done, (name, tensor) in enumerate(stored.items()):
         weights[places[name]] = _weight(tensor, family, config)
         if on_tensor is not None:
-            on_tensor(done + 1, len(header.tensors))
-    kinds = ", ".join(sorted({tensor.kind.name for tensor in header.tensors.values()}))
+            on_tensor(done + 1, len(stored))
+    kinds = ", ".join(sorted({tensor.kind.name for tensor in stored.values()}))
     provenance["weights"] = f"dequantised to float32 from GGUF ({kinds})"
     return GGUFModel(config, weights, provenance, "tokenizer.ggml.tokens" in header.fields)
 
@@ -120,7 +130,7 @@ def _config(
     assert family.gguf is not None
     prefix = f"{family.gguf.arch}."
     own = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
-    unknown = sorted(set(own) - _KEYS.keys() - _CHECKED - _ROPE_KEYS)
+    unknown = sorted(set(own) - _KEYS.keys() - _CHECKED - ROPE_KEYS)
     if unknown:
         raise ConfigError(
             f"unknown key in a GGUF file of architecture {family.gguf.arch}: "
@@ -130,12 +140,17 @@ def _config(
     if missing:
         raise ConfigError(f"the GGUF file lacks {', '.join(prefix + key for key in missing)}; it is not whole")
     for key in own.keys() & (_KEYS.keys() | _CHECKED) - _NUMBERS:
-        whole(prefix + key, own[key], at_least=1, error=ConfigError)
+        whole(prefix + key, own[key], at_least=0 if key == "attention.sliding_window" else 1, error=ConfigError)
     config = {name: own[key] for key, name in _KEYS.items() if key in own}
     for key in own.keys() & _NUMBERS:
-        config[_KEYS[key]] = _decimal(prefix + key, own[key])
+        config[_KEYS[key]] = decimal(prefix + key, own[key])
     config |= {"model_type": family.model_type, "tie_word_embeddings": "output.weight" not in tensors}
-    config |= _derived(own, tensors) | _rope_scaling(own)
+    if config.get("sliding_window") == 0:
+        config["sliding_window"] = None
+    config |= _derived(own, tensors, family)
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    config |= rotated_share(own, head_dim, partial="partial_rotary_factor" in family.defaults)
+    config |= rope_settings(own, tensors, config)
     provenance = {}
     for name, constant in family.gguf.constants.items():
         if name not in config:
@@ -144,43 +159,27 @@ def _config(
     return config, provenance
 
 
-def _decimal(name: str, value: Any) -> float:
-    """A number that the file has in float32: its shortest decimal is what was written."""
-    return float(str(np.float32(number(name, value, error=ConfigError))))
-
-
-def _derived(own: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+def _derived(own: Mapping[str, Any], tensors: Mapping[str, StoredTensor], family: Family) -> dict[str, Any]:
     """What the file says in more than one place, or by the tensors that it has."""
     if "token_embd.weight" not in tensors:
         raise WeightError("token_embd.weight is missing from the GGUF file")
-    sizes = {own[k] for k in ("attention.key_length", "attention.value_length", "rope.dimension_count") if k in own}
+    sizes = {own[k] for k in ("attention.key_length", "attention.value_length") if k in own}
     if len(sizes) > 1:
-        raise ConfigError(
-            f"the GGUF file has heads of sizes {sorted(sizes)} for k, v and rotation; they must be one size"
-        )
+        raise ConfigError(f"the GGUF file has heads of sizes {sorted(sizes)} for k and v; they must be one size")
     derived: dict[str, Any] = {"vocab_size": int(tensors["token_embd.weight"].shape[0])}
     derived |= {"head_dim": sizes.pop()} if sizes else {}
-    derived["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    if not sizes and "partial_rotary_factor" not in family.defaults and "rope.dimension_count" in own:
+        derived["head_dim"] = own["rope.dimension_count"]
+    if "attention_bias" in family.defaults:
+        derived["attention_bias"] = "blk.0.attn_q.bias" in tensors
     return derived | ({"mlp_bias": True} if "blk.0.ffn_up.bias" in tensors else {})
-
-
-def _rope_scaling(own: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_scaling for the two schedules that the format names by their parameters."""
-    kind = own.get("rope.scaling.type", "none")
-    if kind == "none":
-        return {}
-    if kind not in ("linear", "yarn"):
-        raise ConfigError(f"rope.scaling.type={kind!r} in the GGUF file; allowed are none, linear and yarn")
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": own["rope.scaling.factor"]}
-    if kind == "yarn" and "rope.scaling.original_context_length" in own:
-        scaling["original_max_position_embeddings"] = own["rope.scaling.original_context_length"]
-    return {"rope_scaling": scaling}
 
 
 def _place(tensor: StoredTensor, family: Family) -> str:
     """Transformers' name of one tensor."""
-    ours = _our_name(tensor.name)
-    theirs = family.weights.get(ours[0]) if ours else None
+    ours = _our_name(tensor.name, family)
+    source = family.weights.get(ours[0]) if ours else None
+    theirs = source.name if isinstance(source, Part) else source
     if ours is None or not isinstance(theirs, str):
         raise WeightError(f"tensor {tensor.name!r} of the GGUF file has no place in a {family.model_type} model")
     return theirs.format(p=family.prefixes[0], i=ours[1])
@@ -207,16 +206,21 @@ def _weight(tensor: StoredTensor, family: Family, config: Mapping[str, Any]) -> 
     return weight
 
 
-def _our_name(name: str) -> tuple[str, str] | None:
-    """("blocks.{i}.ln1.weight", "3") for "blk.3.attn_norm.weight"; None for a name that no model has."""
+def _our_name(name: str, family: Family) -> tuple[str, str] | None:
+    """("blocks.{i}.ln1.weight", "3") for "blk.3.attn_norm.weight"; None for a name that the family has not."""
     for ours, theirs in _ENDS.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs), ""
     parts = name.split(".")
-    theirs_to_ours = {theirs: ours for ours, theirs in _LAYER.items()}
-    if len(parts) != 4 or parts[0] != "blk" or not parts[1].isdecimal() or parts[2] not in theirs_to_ours:
+    if len(parts) != 4 or parts[0] != "blk" or not parts[1].isdecimal():
         return None
-    return f"blocks.{{i}}.{theirs_to_ours[parts[2]]}.{parts[3]}", parts[1]
+    _, layer, theirs, leaf = parts
+    plain = {theirs: ours for ours, theirs in _LAYER.items()}
+    for names, fused in ((_FUSED, True), (plain, False)):
+        ours = f"blocks.{{i}}.{names.get(theirs)}.{leaf}"
+        if isinstance(family.weights.get(ours), Part) == fused and theirs in names:
+            return ours, layer
+    return None
 
 
 def halves_from_pairs(weight: Float[Tensor, "rows *in"], n_heads: int) -> Float[Tensor, "rows *in"]:

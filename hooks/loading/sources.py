@@ -271,13 +271,14 @@ def _describe(
     family = family_of(hf)
     cfg = family.config(hf, ignored)
     check_sizes(cfg, family, weights, where)
-    bos = tokenizer is not None and prepends_bos(tokenizer)
+    bos = {}
+    if tokenizer is not None:
+        bos = dict.fromkeys(("default_prepend_bos", "tokenizer_prepends_bos"), prepends_bos(tokenizer))
     cfg = cfg.replace(
         dtype=dtype or stored_dtype(hf, family.nested, weights, where),
         device=str(device or "cpu"),
         model_name=name,
         provenance={**cfg.provenance, **(provenance or {})},
-        default_prepend_bos=bos,
-        tokenizer_prepends_bos=bos,
+        **bos,
     )
     return Checkpoint(cfg, family, weights, where, check_finite, tokenizer)

@@ -17,7 +17,7 @@ from hooks.functional.place import FROM_START, Place
 from hooks.functional.rope import rotate
 from hooks.modules.hook_point import HookPoint, run_hooks
 from hooks.modules.qk_norm import QKNorm
-from hooks.modules.weight_views import AttentionWeights
+from hooks.modules.weight_views import AttentionWeights, scaled
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Attention(AttentionWeights, nn.Module):
         self.v_proj = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias, **options)
         self.o_proj = nn.Linear(q_width, cfg.d_model, bias=cfg.attn_out_bias, **options)
         if cfg.qk_norm is not None:
-            self.q_norm = QKNorm(cfg.qk_norm, cfg.n_heads, cfg.d_head)
-            self.k_norm = QKNorm(cfg.qk_norm, cfg.n_kv_heads, cfg.d_head)
+            self.q_norm = QKNorm(cfg.qk_norm, cfg.n_heads, cfg.d_head, cfg.dtype)
+            self.k_norm = QKNorm(cfg.qk_norm, cfg.n_kv_heads, cfg.d_head, cfg.dtype)
         sinks = nn.Parameter(torch.empty(cfg.n_heads, **options)) if cfg.learned_sinks else None
         self.register_parameter("sinks", sinks)
         self._add_hook_points()
@@ -108,9 +108,9 @@ class Attention(AttentionWeights, nn.Module):
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
             out = self.hook_result(per_head).sum(2)
             if self.o_proj.bias is not None:
-                out = out + self.o_proj.bias
+                out = out + self.b_O
         else:
-            out = self.o_proj(z.flatten(2))
+            out = scaled(self.o_proj(z.flatten(2)), self.cfg.residual_scale)
         return self.hook_out(out)
 
     def _prepare(self, tensor: str, x: Tensor, context: AttentionContext) -> Float[Tensor, "batch pos head d_head"]:

@@ -9,7 +9,7 @@ from hooks.modules.activations import activation
 from hooks.modules.attention import Attention, AttentionContext
 from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
-from hooks.modules.weight_views import MLPWeights
+from hooks.modules.weight_views import MLPWeights, scaled
 
 
 class MLP(MLPWeights, nn.Module):
@@ -25,6 +25,7 @@ class MLP(MLPWeights, nn.Module):
         self.up_proj = nn.Linear(cfg.d_model, cfg.d_mlp, **options)
         self.down_proj = nn.Linear(cfg.d_mlp, cfg.d_model, **options)
         self.gated = cfg.gated_mlp
+        self.residual_scale = cfg.residual_scale
         self.act = activation(cfg)
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
@@ -36,7 +37,7 @@ class MLP(MLPWeights, nn.Module):
             post = self.act(self.hook_pre(self.gate_proj(x))) * self.hook_pre_linear(self.up_proj(x))
         else:
             post = self.act(self.hook_pre(self.up_proj(x)))
-        return self.hook_out(self.down_proj(self.hook_post(post)))
+        return self.hook_out(scaled(self.down_proj(self.hook_post(post)), self.residual_scale))
 
 
 class Block(nn.Module):

@@ -25,8 +25,8 @@ class Norm(nn.Module):
     """RMSNorm x/√(mean(x²)+eps)·w or LayerNorm (x−mean)/√(var+eps)·w+b over the last axis, in float32 or better.
 
     Args:
-        cfg: reads normalization_type ("RMS" | "LN"), eps, norm_affine, norm_bias, rmsnorm_uses_offset (gain 1+w) and
-            norm_scale_before_cast (multiply by the gain before the cast to the model's dtype).
+        cfg: reads normalization_type ("RMS" | "LN"), eps, norm_affine, norm_bias, rmsnorm_uses_offset (gain 1+w; of
+            LayerNorm too) and norm_scale_before_cast (multiply by the gain before the cast to the model's dtype).
         width: size of the normalised axis.
     """
 
@@ -43,7 +43,9 @@ class Norm(nn.Module):
     @property
     def gain(self) -> Float[Tensor, " d_model"] | float:
         """What each normalised feature is multiplied by, offset included; 1 without a gain."""
-        return 1.0 if self.weight is None else self.offset + self.weight
+        if self.weight is None:
+            return 1.0
+        return self.offset + self.weight if self.offset else self.weight
 
     def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """What is squared and divided: x − mean(x) for LayerNorm, x for RMSNorm."""
@@ -67,8 +69,10 @@ class Norm(nn.Module):
         if not self.cfg.norm_scale_before_cast:
             normed = normed.to(x.dtype)
         if self.weight is not None:
-            gain = self.weight.to(normed.dtype)
-            normed = normed * (self.offset + gain if self.offset else gain)
+            # Nemotron's LayerNorm adds the 1 in the weight's own type, Gemma's RMSNorm in float32.
+            late = self.offset if self.cfg.normalization_type == "RMS" else 0.0
+            gain = (self.weight if late else self.gain).to(normed.dtype)
+            normed = normed * (late + gain if late else gain)
         if self.bias is not None:
             normed = normed + self.bias.to(normed.dtype)
         return normed.to(x.dtype)

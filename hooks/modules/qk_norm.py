@@ -20,6 +20,7 @@ class QKNorm(nn.Module):
         config: Kind, scope and numerics of the norm.
         n_heads: Number of heads of the tensor to be normalised (kv heads for keys).
         d_head: Features per head.
+        dtype: Of the gain and bias.
 
     Attributes:
         weight: Gain, [d_head] for scope "head", [n_heads d_head] for "per_head", [n_heads·d_head] for "full";
@@ -29,14 +30,14 @@ class QKNorm(nn.Module):
             the output; looking at it changes no bit.
     """
 
-    def __init__(self, config: QKNormConfig, n_heads: int, d_head: int):
+    def __init__(self, config: QKNormConfig, n_heads: int, d_head: int, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.n_heads, self.d_head = config, n_heads, d_head
         shapes = {"head": (d_head,), "per_head": (n_heads, d_head), "full": (n_heads * d_head,)}
         shape = shapes[config.scope]
         identity = 0.0 if config.unit_offset else 1.0
-        self.weight = nn.Parameter(torch.full(shape, identity)) if config.affine else None
-        self.bias = nn.Parameter(torch.zeros(shape)) if config.affine and config.bias else None
+        self.weight = nn.Parameter(torch.full(shape, identity, dtype=dtype)) if config.affine else None
+        self.bias = nn.Parameter(torch.zeros(shape, dtype=dtype)) if config.affine and config.bias else None
         self.hook_scale = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos head d_head"]:

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from hooks.config.transformer import HookedTransformerConfig
 
 
+def scaled(tensor: Tensor, factor: float | None) -> Tensor:
+    """A tensor times a factor; the tensor itself where there is none."""
+    return tensor if factor is None else tensor * factor
+
+
 def _bias(linear: nn.Linear) -> Float[Tensor, " out"]:
     """The bias of a projection, or zeros."""
     return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
@@ -45,8 +50,12 @@ class AttentionWeights:
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
-        """Output weights."""
-        return rearrange(self.o_proj.weight, "d_model (head d_head) -> head d_head d_model", d_head=self.cfg.d_head)
+        """Output weights, ``cfg.residual_scale`` included."""
+        return rearrange(
+            scaled(self.o_proj.weight, self.cfg.residual_scale),
+            "d_model (head d_head) -> head d_head d_model",
+            d_head=self.cfg.d_head,
+        )
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:  # noqa: N802
@@ -65,14 +74,15 @@ class AttentionWeights:
 
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:  # noqa: N802
-        """Output bias."""
-        return _bias(self.o_proj)
+        """Output bias, ``cfg.residual_scale`` included."""
+        return scaled(_bias(self.o_proj), self.cfg.residual_scale)
 
 
 class MLPWeights:
     """W_in, W_gate, W_out and the biases on an MLP; W_gate is the branch that passes the activation function."""
 
     gated: bool
+    residual_scale: float | None
     gate_proj: nn.Linear
     up_proj: nn.Linear
     down_proj: nn.Linear
@@ -89,8 +99,8 @@ class MLPWeights:
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
-        """Output weights."""
-        return self.down_proj.weight.T
+        """Output weights, ``cfg.residual_scale`` included."""
+        return scaled(self.down_proj.weight.T, self.residual_scale)
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:
@@ -104,5 +114,5 @@ class MLPWeights:
 
     @property
     def b_out(self) -> Float[Tensor, " d_model"]:
-        """Output bias."""
-        return _bias(self.down_proj)
+        """Output bias, ``cfg.residual_scale`` included."""
+        return scaled(_bias(self.down_proj), self.residual_scale)

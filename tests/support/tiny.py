@@ -28,18 +28,37 @@ CLASSES = {
         ("exaone4", "Exaone4", ""),
         ("apertus", "Apertus", ""),
         ("glm4", "Glm4", ""),
+        ("gemma", "Gemma", ""),
+        ("granite", "Granite", ""),
+        ("starcoder2", "Starcoder2", ""),
+        ("nemotron", "Nemotron", ""),
+        ("ernie4_5", "Ernie4_5", ""),
+        ("seed_oss", "SeedOss", ""),
+        ("arcee", "Arcee", ""),
+        ("helium", "Helium", ""),
+        ("glm", "Glm", ""),
+        ("gptj", "GPTJ", ""),
     ]
 }
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 MAX_POSITIONS = 64  # the "trained" length: short, so that dynamic schedules leave it
-PARTIAL = ("phi3", "phi", "stablelm", "gpt_neox", "glm4")  # rotate a part of each head
+PARTIAL = ("phi3", "phi", "stablelm", "gpt_neox", "glm4", "glm", "nemotron")  # rotate a part of each head
 # Their heads share the width of the model, whatever Shape says.
-WHOLE_WIDTH = ("phi3", "phi", "stablelm", "cohere2", "gpt_neox")
+WHOLE_WIDTH = ("phi3", "phi", "stablelm", "cohere2", "gpt_neox", "helium", "gptj")
 # What transformers' code for these families cannot run.
 REFUSED = {
     "phi3": {"linear", "dynamic", "yarn", "llama3", "proportional"},
     "phi": {"proportional"},
     "stablelm": {"proportional"},
+    "gptj": {*ROPE_TYPES} - {"default"},
+}
+# GPT-J's names of what every other family has.
+GPTJ_NAMES = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
 }
 CASES = [(family, kind) for family in CLASSES for kind in ROPE_TYPES if kind not in REFUSED.get(family, ())]
 
@@ -104,10 +123,13 @@ def tiny_config(family: str, shape: Shape, rope_type: str = "default", **more):
         settings["head_dim"] = shape.head_dim
     if family != "gpt_neox":
         settings["num_key_value_heads"] = shape.kv_heads
-    if family not in ("mistral", "qwen2", "phi3", "phi", "stablelm", "exaone4"):
+    if family not in ("mistral", "qwen2", "phi3", "phi", "stablelm", "exaone4", "starcoder2", "ernie4_5", "gptj"):
         settings["attention_bias"] = shape.bias
-    if family in ("llama", "smollm3"):
+    if family in ("llama", "smollm3", "granite", "nemotron", "seed_oss", "arcee", "helium"):
         settings["mlp_bias"] = shape.bias
+    if family == "gptj":
+        del settings["rope_parameters"], settings["num_key_value_heads"]
+        settings = {GPTJ_NAMES.get(name, name): value for name, value in settings.items()}
     return config_class(**{**settings, **_special(family, shape), **more})
 
 
@@ -149,6 +171,18 @@ def _special(family: str, shape: Shape) -> dict:
         "cohere2": {**windows, "logit_scale": 0.3},
         "gpt_neox": {"use_parallel_residual": shape.bias},
         "exaone4": windows,
+        "granite": {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 2.5,
+        },
+        "starcoder2": {"use_bias": shape.bias, "sliding_window": 7},
+        "ernie4_5": {"use_bias": shape.bias},
+        "seed_oss": {"attention_out_bias": shape.tied},
+        "helium": {"head_dim": shape.head_dim},
+        # Its table of angles ends at n_positions.
+        "gptj": {"rotary_dim": min(shape.head_dim, max(4, 2 * (shape.head_dim // 4))), "n_positions": 41_000},
     }.get(family, {})
 
 
@@ -160,10 +194,10 @@ def tiny_model(family: str, shape: Shape = Shape(), rope_type: str = "default", 
     with torch.random.fork_rng():
         model = model_class._from_config(config, dtype=dtype or torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    gain_at_zero = 0.0 if family.startswith("gemma") else 1.0
+    gain_at_zero = 0.0 if family.startswith(("gemma", "nemotron")) else 1.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if ("norm" in name or ".ln_" in name) and not name.endswith("bias"):
                 values = gain_at_zero + 1.4 * torch.rand(parameter.shape, generator=generator) - 0.7
             elif name.endswith("bias"):
                 values = torch.rand(parameter.shape, generator=generator) - 0.5

@@ -436,3 +436,21 @@ def test_inherit_fills_what_the_new_schedule_uses():
     assert RopeConfig("linear").inherit(llama3).factor is None
     fresh = RopeConfig("dynamic", factor=2.0).inherit(RopeConfig(rope_theta=1e4), n_ctx=512)
     assert fresh.max_position_embeddings == 512
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("n_devices", 2, "model.to"),
+        ("use_attn_in", True, "hook_q_input"),
+        ("use_hook_mlp_in", True, "hook_resid_mid"),
+        ("use_hook_tokens", True, "tokens"),
+        ("init_mode", "xavier_uniform", "gpt2"),
+        ("init_mode", "anything", "gpt2"),
+    ],
+)
+def test_what_would_change_nothing_is_refused_by_name(name, value, instead):
+    with pytest.raises(ConfigError, match=f"{name}=.*{instead}"):
+        config(**{name: value})
+    with pytest.raises(ConfigError, match=f"{name}=.*{instead}"):
+        setattr(config(), name, value)

@@ -147,7 +147,7 @@ def outcome(family, seed):
     return "equal", config
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", [family for family in CLASSES if family != "gptj"])  # which has one schedule
 def test_the_same_frequencies_or_an_error(family):
     results = [outcome(family, seed) for seed in range(60)]
     wrong = [(said, config) for said, config in results if said not in ("equal", "refused", "theirs fails")]

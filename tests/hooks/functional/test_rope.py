@@ -425,3 +425,17 @@ def test_misfits_raise():
         Rotary(RopeConfig(rope_theta=1e4, rotary_dim=16), 8)
     with pytest.raises(ConfigError, match="4 pairs"):
         rotate(torch.ones(1, 2, 1, 6), torch.ones(1, 2, 4), torch.ones(1, 2, 4))
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rotating_in_float32_or_better_keeps_float64(interleaved):
+    """Against complex multiplication in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 5, 2, 8, dtype=torch.float64, generator=generator)
+    angles = torch.randn(1, 5, 4, dtype=torch.float64, generator=generator)
+    pairs = x.unflatten(-1, (4, 2)) if interleaved else x.unflatten(-1, (2, 4)).transpose(-1, -2)
+    turned = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angles), angles)[:, :, None]
+    expected = torch.view_as_real(turned)
+    expected = expected.flatten(-2) if interleaved else expected.transpose(-1, -2).flatten(-2)
+    found = rotate(x, angles.cos(), angles.sin(), interleaved=interleaved, in_float32=True)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)

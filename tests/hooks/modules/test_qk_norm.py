@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_hooked import tiny_model
 from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm
 from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
@@ -195,3 +196,11 @@ def test_float64_stays_float64():
 def test_other_heads_than_it_was_made_for_are_named():
     with pytest.raises(InputError, match=r"3 heads of 8.*\(1, 2, 4, 8\)"):
         QKNorm(QKNormConfig(), 3, 8)(torch.ones(1, 2, 4, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_gain_has_the_type_that_is_asked_for(dtype):
+    norm = QKNorm(QKNormConfig(kind="layer", bias=True), 2, 4, dtype)
+    assert (norm.weight.dtype, norm.bias.dtype) == (dtype, dtype)
+    model = tiny_model(dtype=dtype, qk_norm=QKNormConfig())
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
