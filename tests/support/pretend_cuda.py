@@ -26,6 +26,7 @@ _FREE = 70 * 2**30
 _ANSWERS = {
     "cuda._lazy_init": None,
     "cuda.current_device": 0,
+    "cuda.get_device_capability": (8, 0),
     "cuda.mem_get_info": (_FREE, _FREE),
     "cuda.memory_allocated": 0,
     "cuda.memory_reserved": 0,
@@ -180,6 +181,8 @@ class PretendDevice(TorchDispatchMode):
         self._refuse(name, args, tensors)
         self._count(name, func, args, tensors, to)
         inside = {**kwargs, "device": torch.device("cpu")} if to is not None else kwargs
+        if name == "histc" and not args[0].is_floating_point():  # of whole numbers on a GPU, not on the CPU
+            return PretendTensor(func(args[0].inside.float(), *args[1:], **inside).to(args[0].dtype), self)
         out = func(*_inside(args), **_inside(inside))
         if name == "_to_copy" and to is not None and torch.device(to).type == "cpu":
             return out
