@@ -111,4 +111,4 @@ def test_the_portable_pass_launches_a_bounded_number_of_kernels_a_block(cuda):
         with cuda.counting():
             attention_statistics(q[:n], k[:n], AttentionSpec(0.3), v=v[:n])
         launches.append(cuda.launches.total())
-    assert (launches[1] - launches[0]) / 2 <= 300  # two blocks of 128 rows more
+    assert (launches[1] - launches[0]) / 2 <= 230  # two blocks of 128 rows more
