@@ -41,6 +41,6 @@ def _flash_takes(q: Tensor, mask: Tensor | None) -> bool:
     """Whether CUDA's flash kernel can run; the other one of O(n) memory wants k and v expanded to the heads of q.
 
     With heads grouped and no flash, torch would build the n × n matrix.
-    Source: torch 2.13, ``sdp_utils.cpp``, ``use_flash_attention`` and ``use_mem_efficient_attention``.
+    Source: ``can_use_flash_attention`` and ``can_use_mem_efficient_attention`` of torch 2.13, ``cuda/sdp_utils.cpp``.
     """
     return mask is None and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256

@@ -4,7 +4,7 @@ A block holds all the keys of its rows, so its softmax is exact and nothing is r
 """
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,6 +39,7 @@ class Pass:
         value_norm: ‖v_j W_O‖ of each query head, [head kept], or None.
         dtype: float32 or float64.
         height: query rows of a block.
+        overflow: whether a score was not finite.
     """
 
     q: Float[Tensor, "query head d_head"]
@@ -52,6 +53,7 @@ class Pass:
     value_norm: Float[Tensor, "head kept"] | None
     dtype: torch.dtype
     height: int
+    overflow: Bool[Tensor, ""] = field(init=False)
 
     def run(self, row_offset: int = 0, done: Callable[[int], None] | None = None) -> None:
         """Measure every row; results of row i go to entry `row_offset + i` of the row totals.
@@ -63,6 +65,8 @@ class Pass:
         group = self.q.shape[1] // self.k.shape[1]
         everything = self.visibility.key.numel() == self.k.shape[0]
         blocks = Buffers(self, group)
+        # Looked at once a kv head: at every block the host would wait for the device.
+        self.overflow = torch.zeros((), dtype=torch.bool, device=self.q.device)
         for kv_head in range(self.k.shape[1]):
             heads = slice(kv_head * group, (kv_head + 1) * group)
             keys = self.k[:, kv_head] if everything else self.k[self.visibility.key, kv_head]
@@ -73,13 +77,16 @@ class Pass:
                 block.measure()
                 if done is not None:
                     done(group * (rows.stop - rows.start))
+            if bool(self.overflow):
+                raise InputError(OVERFLOW)
 
     def _score_dtype(self, heads: slice, keys: Float[Tensor, "kept d_head"]) -> torch.dtype:
         """Precision of q·k: float64 where scores may be so large that float32 sums would show in the pattern."""
         if not keys.numel():
             return self.dtype
-        q_norm, k_norm = (torch.linalg.vector_norm(x, dim=-1, dtype=self.dtype).max() for x in (self.q[:, heads], keys))
-        return torch.float64 if abs(self.spec.scale) * float(q_norm) * float(k_norm) > LARGE_SCORE else self.dtype
+        norms = (torch.linalg.vector_norm(x, dim=-1, dtype=self.dtype).max() for x in (self.q[:, heads], keys))
+        q_norm, k_norm = torch.stack([*norms]).tolist()
+        return torch.float64 if abs(self.spec.scale) * q_norm * k_norm > LARGE_SCORE else self.dtype
 
 
 class Buffers:
@@ -177,14 +184,14 @@ class Block:
     def _count_scores(self) -> None:
         """Histogram of the visible scores; the masked cells fall into the first bin and are taken out of it."""
         counts = count_scores(self.scores)
-        counts[:, 0] -= sum(int(hidden.sum()) for _, hidden in self.hidden)
+        see = self.work.visibility.host
+        counts[:, 0] -= self.shape[1] * self.shape[2] - int((see.stop[self.rows] - see.first[self.rows]).sum())
         self.work.totals.scores["score_count"][self.heads] += counts
 
     def _softmax(self) -> None:
         """Pattern from masked scores, which become scores minus the row's reference; keeps the row's lse."""
         work, top = self.work, self.scores.amax(-1)
-        if not bool(torch.isfinite(top).all()):
-            raise InputError(OVERFLOW)
+        work.overflow |= ~torch.isfinite(top).all()
         self.top = top.double()
         sink = None if work.spec.sinks is None else work.spec.sinks[self.heads].to(self.scores)[:, None]
         reference = top if sink is None else torch.maximum(top, sink)
@@ -233,18 +240,19 @@ class Block:
 
     def _last_distance(self) -> int:
         """Distance of the block's first diagonal; each next diagonal is one nearer."""
-        see = self.work.visibility
+        see = self.work.visibility.host
         return int(see.query_position[self.rows.stop - 1] - see.key_position[self.keys.start])
 
     def _pool(self) -> None:
         """Column sums and maxima, and from them the pooled map: rows first, one run of rows per map bin."""
         work, totals = self.work, self.work.totals
         see, (map_rows, map_keys) = work.visibility, work.map_shape
-        bins = bin_of(see.row[self.rows], see.n_queries, map_rows)
-        if "map" not in work.groups:
-            bins = torch.zeros_like(bins)
-        labels, sizes = torch.unique_consecutive(bins, return_counts=True)
-        runs = self.pattern.split(sizes.tolist(), dim=1)
+        bins = bin_of(see.host.row[self.rows], see.n_queries, map_rows if "map" in work.groups else 1)
+        filled, counts = torch.unique_consecutive(bins, return_counts=True)
+        sizes, (first, last) = counts.tolist(), filled[[0, -1]].tolist()
+        # A run of bins needs no index on the device, for whose copy the host would wait.
+        labels = slice(first, last + 1) if last - first < len(sizes) else filled.to(see.row.device)
+        runs = self.pattern.split(sizes, dim=1)
         sums = torch.stack([run.sum(1) for run in runs], dim=1).double()
         tops = torch.stack([run.amax(1) for run in runs], dim=1).double()
         if "keys" in work.groups:
@@ -254,26 +262,26 @@ class Block:
         if "map" in work.groups:
             column = bin_of(see.key[self.keys], see.n_keys, map_keys)
             pooled = sums.new_zeros(*sums.shape[:2], map_keys)
-            totals.map["map_sum"][self.heads].index_add_(1, labels, pooled.index_add_(2, column, sums))
+            totals.map["map_sum"][self.heads][:, labels] += pooled.index_add_(2, column, sums)
             peaks = torch.zeros_like(pooled).scatter_reduce_(2, column.expand_as(tops), tops, "amax")
             best = totals.map["map_max"][self.heads]
             best[:, labels] = torch.maximum(best[:, labels], peaks)
             if self.heads.start == 0:
-                totals.map["map_count"].index_add_(0, labels, self._cells(column, sizes))
+                totals.map["map_count"][labels] += self._cells(column, sizes)
 
-    def _cells(self, column: Int[Tensor, " band"], sizes: Int[Tensor, " run"]) -> Int[Tensor, "run map_key"]:
+    def _cells(self, column: Int[Tensor, " band"], sizes: list[int]) -> Int[Tensor, "run map_key"]:
         """Visible cells of each run of rows in each map column."""
         see, n_columns = self.work.visibility, self.work.map_shape[1]
         edges = torch.searchsorted(column, torch.arange(n_columns + 1, device=column.device)) + self.keys.start
         first, stop = see.first[self.rows, None], see.stop[self.rows, None]
         cells = (torch.minimum(stop, edges[1:]) - torch.maximum(first, edges[:-1])).clamp_min(0)
-        return torch.stack([run.sum(0) for run in cells.split(sizes.tolist())])
+        return torch.stack([run.sum(0) for run in cells.split(sizes)])
 
     def _visible_diagonals(self) -> slice:
         """Diagonals of an in-step block that the mask rules show; the rest of the block is hidden."""
-        see, rows = self.work.visibility, self.shape[1]
+        see, rows = self.work.visibility.host, self.shape[1]
         # The diagonal of a row's key: one further left for each row below the first.
-        shift = torch.arange(rows - 1, -1, -1, device=see.first.device) - self.keys.start
+        shift = torch.arange(rows - 1, -1, -1, device="cpu") - self.keys.start
         low, high = (see.first[self.rows] + shift).min(), (see.stop[self.rows] + shift).max()
         return slice(int(low), int(high))
 

@@ -43,8 +43,16 @@ def count_scores(scores: Float[Tensor, "head row key"]) -> Int[Tensor, "head sco
     # One less in magnitude puts a negative score that lies on an edge into the bin to the edge's right.
     bits.add_(bits >> (width - 1)).bitwise_right_shift_(shift)
     half = 1 << (width - 1 - shift)
-    index = bits.add_(half).flatten(1)
-    return collapse_counts(torch.stack([torch.bincount(head, minlength=2 * half) for head in index]), scores.dtype)
+    return collapse_counts(_counts(bits.add_(half).flatten(1), 2 * half), scores.dtype)
+
+
+def _counts(index: Int[Tensor, "head cell"], size: int) -> Int[Tensor, "head size"]:
+    """How often each number below size occurs."""
+    if index.is_cpu:
+        return torch.stack([torch.bincount(head, minlength=size) for head in index])
+    # bincount asks the device for the largest number, and the host waits.
+    counts = torch.zeros(len(index), size, dtype=torch.int64, device=index.device)
+    return counts.scatter_add_(1, index.long(), torch.ones_like(index, dtype=torch.int64))
 
 
 def index_layout(dtype: torch.dtype) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Which keys each query sees, as intervals: every mask rule (causal, window, padding) is one run of the kept keys."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -78,9 +78,17 @@ class Visibility:
         return replace(self, **{name: getattr(self, name)[at] for name in names})
 
     @cached_property
+    def host(self) -> "Visibility":
+        """The same on the CPU, where a block is laid out without waiting for a device."""
+        if self.row.is_cpu:
+            return self
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: x.cpu() for name, x in held.items() if isinstance(x, Tensor)})
+
+    @cached_property
     def keys_in_step(self) -> bool:
         """Kept keys follow each other without a gap, in index and in position."""
-        return _in_step(self.key) and _in_step(self.key_position)
+        return _in_step(self.host.key) and _in_step(self.host.key_position)
 
     @cached_property
     def distance_range(self) -> tuple[int, int]:
@@ -91,6 +99,8 @@ class Visibility:
         """
         if not self.row.numel():
             return 0, 0
+        if self.host is not self:
+            return self.host.distance_range
         position = self.key_position
         ends = torch.stack([position[self.first], position[self.stop - 1]])
         if not bool((position.diff() >= 0).all()):
@@ -112,25 +122,27 @@ class Visibility:
 
     def band(self, rows: slice) -> slice:
         """The run of kept keys that at least one of the rows sees."""
-        return slice(int(self.first[rows].min()), int(self.stop[rows].max()))
+        return slice(int(self.host.first[rows].min()), int(self.host.stop[rows].max()))
 
     def band_width(self, height: int) -> int:
         """Keys of the widest band of a block of `height` rows."""
         if not self.row.numel():
             return 1
-        start = torch.arange(0, self.row.numel(), height, device=self.row.device)
+        start = torch.arange(0, self.row.numel(), height, device="cpu")
         last = (start + height).clamp_max(self.row.numel()) - 1
-        return int((self.stop[last] - self.first[start]).max())  # both only grow from row to row
+        return int((self.host.stop[last] - self.host.first[start]).max())  # both only grow from row to row
 
     def in_step(self, rows: slice) -> bool:
         """One more row and one more key keep the distance: the block's diagonals are its distances."""
-        return self.keys_in_step and _in_step(self.query_index[rows]) and _in_step(self.query_position[rows])
+        queries = self.host.query_index[rows], self.host.query_position[rows]
+        return self.keys_in_step and all(map(_in_step, queries))
 
     def hidden(self, rows: slice, keys: slice) -> list[tuple[slice, Bool[Tensor, "row strip"]]]:
         """The strips of a block where some row does not see some key, with True where hidden."""
         first, stop = self.first[rows, None] - keys.start, self.stop[rows, None] - keys.start
         width = keys.stop - keys.start
-        left, right = min(int(first.max()), width), max(int(stop.min()), 0)
+        left = min(int(self.host.first[rows].max()) - keys.start, width)
+        right = max(int(self.host.stop[rows].min()) - keys.start, 0)
         edges = [(0, left), (max(right, left), width)]
         strips = []
         for low, high in edges:

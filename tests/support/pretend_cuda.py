@@ -26,6 +26,7 @@ _FREE = 70 * 2**30
 _ANSWERS = {
     "cuda._lazy_init": None,
     "cuda.current_device": 0,
+    "cuda.get_device_capability": (8, 0),
     "cuda.mem_get_info": (_FREE, _FREE),
     "cuda.memory_allocated": 0,
     "cuda.memory_reserved": 0,
@@ -54,6 +55,7 @@ _NO_LAUNCH = {
     *("new_empty_strided", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind"),
     *("unfold", "unsqueeze", "view"),
 }
+_LAZY = {"_conj": torch.conj_physical, "_neg_view": torch.neg}
 # What Metal lacks beside float64.
 _NOT_ON_METAL = {"linalg_qr", "linalg_svd", "_linalg_svd"}
 
@@ -129,6 +131,12 @@ class PretendDevice(TorchDispatchMode):
         self._around.enter_context(_PlainAttention())
         for name, answer in _ANSWERS.items():
             self._around.enter_context(mock.patch(f"torch.{name}", lambda *_, answer=answer: answer))
+        # model.to(…) puts new parameters in, instead of new data into the old ones, which would be no tensors of ours.
+        future = torch.__future__
+        self._around.callback(
+            future.set_overwrite_module_params_on_conversion, future.get_overwrite_module_params_on_conversion()
+        )
+        future.set_overwrite_module_params_on_conversion(True)
         # As in torch's own FakeTensorMode: torch.tensor(…, device=…) hands its CPU tensor over before it is moved.
         self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
@@ -152,10 +160,7 @@ class PretendDevice(TorchDispatchMode):
         return self.waits.total()
 
     def moved(self, model: nn.Module) -> nn.Module:
-        """A copy of a model with parameters and buffers here; shared ones stay shared.
-
-        ``model.to(device)`` swaps tensors of such a kind in place, which torch refuses once a graph has seen them.
-        """
+        """A copy of a model with its parameters and buffers here; those that modules share stay shared."""
         model, here = copy.deepcopy(model), {}
         for module in model.modules():
             for held in (module._parameters, module._buffers):
@@ -180,6 +185,10 @@ class PretendDevice(TorchDispatchMode):
         self._refuse(name, args, tensors)
         self._count(name, func, args, tensors, to)
         inside = {**kwargs, "device": torch.device("cpu")} if to is not None else kwargs
+        if name in _LAZY:  # a flag on the tensor, which these tensors do not have
+            return PretendTensor(_LAZY[name](args[0].inside), self)
+        if name == "histc" and not args[0].is_floating_point():  # of whole numbers on a GPU, not on the CPU
+            return PretendTensor(func(args[0].inside.float(), *args[1:], **inside).to(args[0].dtype), self)
         out = func(*_inside(args), **_inside(inside))
         if name == "_to_copy" and to is not None and torch.device(to).type == "cpu":
             return out
