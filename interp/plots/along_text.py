@@ -12,8 +12,8 @@ from interp.plots.base import finish, label_of, with_heads
 from interp.plots.curves import add_curves, along_positions, key_to_colours
 from interp.plots.highlight import Highlight
 
-_PANEL_HEIGHT = 150
-_WORDS = {"sink_mass": "attention to the first token"}
+_PANEL_HEIGHT = 160
+_WORDS = {"sink_mass": "first-token mass"}
 
 
 def rows_by_position(

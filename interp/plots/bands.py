@@ -48,9 +48,7 @@ def add_band(
 
 def caption(figure: go.Figure, data: xr.Dataset) -> str:
     """What stands under the title: what was averaged, and what the bands are."""
-    words = [str(data.attrs[key]) for key in ("averaged",) if key in data.attrs]
+    words = [str(data.attrs["averaged"])] if "averaged" in data.attrs else []
     if any(trace.meta == _BAND for trace in figure.data):
         words.append(f"band: {data.attrs.get('band', '± standard error')}")
-    elif "averaged" in data.attrs and any(str(name).endswith("_low") for name in data):
-        words.append(f"bands are drawn for at most {MOST_BANDS} heads, or for those highlighted")
     return "; ".join(words)

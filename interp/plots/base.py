@@ -11,7 +11,7 @@ from interp.plots import theme
 
 # A log axis has no zero: the token itself (Δ = 0) is drawn half a step left of Δ = 1.
 ZERO_AT = 0.5
-_TITLE_LENGTH, _NOTE_LENGTH = 60, 72
+_TITLE_LENGTH, _NOTE_LENGTH = 52, 66
 # About what a legend takes in CSS pixels, in a figure as narrow as a phone's page.
 _LEGEND_MARK, _LEGEND_LETTER, _NARROW = 46, 6.5, 420
 DECADES = {"dtick": 1, "exponentformat": "power", "minor": {"showgrid": False}}
@@ -21,9 +21,9 @@ def finish(figure: go.Figure, title: str | None, height: int, note: str = "") ->
     """Template, title, the note under it, size and room above the plot, the same for every figure."""
     figure.update_layout(template=theme.template(), height=int(height))
     if title or note:
-        figure.update_layout(title={"text": _lines(title or "", _TITLE_LENGTH)})
+        figure.update_layout(title={"text": in_lines(title or "", _TITLE_LENGTH)})
     if note:
-        figure.update_layout(title={"subtitle": {"text": _lines(note, _NOTE_LENGTH)}})
+        figure.update_layout(title={"subtitle": {"text": in_lines(note, _NOTE_LENGTH)}})
     return make_room(figure)
 
 
@@ -31,15 +31,17 @@ def make_room(figure: go.Figure) -> go.Figure:
     """Title, note, legend and headings of panels one under the other, with as much margin as they need."""
     layout: Any = figure.layout
     title, note = layout.title.text or "", layout.title.subtitle.text or ""
-    top = 16 + (18 * (title.count("<br>") + 1) if title else 0) + (16 * (note.count("<br>") + 1) if note else 0)
+    more = title.count("<br>")
+    top = 16 + (18 * (more + 1) if title else 0) + (24 + 16 * note.count("<br>") if note else 0)
     traces: Any = [trace for trace in figure.data if trace.type != "table"]
     names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
     shown = names if len(traces) > 1 or any(trace.showlegend for trace in traces) else []
     legend = 20 * -(-sum(_LEGEND_MARK + _LEGEND_LETTER * len(name) for name in shown) // _NARROW)
-    headings = any(a.yref == "paper" and a.yanchor == "bottom" and a.y > 0.99 for a in layout.annotations)
-    marks = 20 if headings else 4
+    headings = [a.text for a in layout.annotations if a.yref == "paper" and a.yanchor == "bottom" and a.y > 0.99]
+    marks = max((20 + 15 * text.count("<br>") for text in headings), default=4)
     plot = max(int(layout.height) - top - legend - marks - 60, 40)
-    figure.update_layout(margin={"t": top + legend + marks + 8})
+    # A title of several lines grows upwards from its first line by half of what it has more.
+    figure.update_layout(margin={"t": top + legend + marks + 8}, title={"pad": {"t": 12 + 11 * more}})
     if shown:
         figure.update_layout(legend={"x": 0, "xanchor": "left", "y": 1 + marks / plot, "yanchor": "bottom"})
     return figure
@@ -47,19 +49,20 @@ def make_room(figure: go.Figure) -> go.Figure:
 
 def say(figure: go.Figure, sentence: str, **where: Any) -> None:
     """A sentence in the middle of a panel that has nothing to draw."""
+    axes: Any = figure.get_subplot(where["row"], where["col"]) if where else None
+    x, y = (axes.xaxis.plotly_name, axes.yaxis.plotly_name) if axes else ("x", "y")
     figure.add_annotation(
         x=0.5,
         y=0.5,
-        xref="x domain",
-        yref="y domain",
-        text=_lines(sentence, _NOTE_LENGTH),
+        xref=f"{x.replace('axis', '')} domain",
+        yref=f"{y.replace('axis', '')} domain",
+        text=in_lines(sentence, _NOTE_LENGTH),
         showarrow=False,
         font={"size": 12, "color": theme.QUIET},
-        **where,
     )
 
 
-def _lines(text: str, longest: int) -> str:
+def in_lines(text: str, longest: int) -> str:
     """A text in lines that fit a narrow figure; one with markup stays as it is."""
     return text if "<" in text else "<br>".join(textwrap.wrap(text, longest, break_long_words=False))
 
@@ -158,7 +161,7 @@ def mark_windows(figure: go.Figure, binned: xr.Dataset) -> None:
                 yref="paper",
                 yanchor="bottom",
                 showarrow=False,
-                text=f"window {window:,}",
+                text=f"window {int(window):,}",
                 font={"size": 11, "color": theme.QUIET},
             )
 

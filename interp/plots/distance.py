@@ -139,7 +139,9 @@ def attention_share_by_head(
 def head_rows(figure: go.Figure, data: xr.Dataset, highlight: Highlight = None) -> None:
     """A vertical axis with one row for each head, layers downwards, a thin line between layers."""
     per_layer, layers, named = data.sizes["head"], data["layer"].values, named_heads(highlight, data)
-    figure.update_yaxes(title="layer", **head_ticks(data, 18, named), autorange="reversed", showgrid=False)
+    figure.update_yaxes(
+        title="layer", **head_ticks(data, 18, named, across=False), autorange="reversed", showgrid=False
+    )
     for start in np.arange(per_layer, per_layer * len(layers), per_layer):
         figure.add_hline(y=start - 0.5, line={"color": theme.GRID, "width": 1})
     mark_places(figure, data, named, across=False)

@@ -17,6 +17,8 @@ from interp.plots.base import heads_of
 Highlight = Sequence[tuple[int, int]] | Mapping[tuple[int, int], str] | None
 
 _LONGEST_NAME = 40
+# The least that the places of all heads have, in CSS pixels: across a narrow figure, down a low one.
+_ACROSS, _DOWN = 400, 200
 
 
 def named_heads(highlight: Highlight, data: xr.Dataset | xr.DataArray) -> dict[tuple[int, int], str]:
@@ -51,17 +53,21 @@ def series_colour(place: int) -> str:
     return theme.SERIES[place % len(theme.SERIES)]
 
 
-def head_ticks(data: xr.Dataset, most: int, named: Mapping[tuple[int, int], str]) -> dict[str, list]:
-    """Ticks of an axis with one place for each head: layers at their middle, and the heads picked out by name."""
-    per_layer, layers = data.sizes["head"], data["layer"].values
+def head_ticks(data: xr.Dataset, most: int, named: Mapping[tuple[int, int], str], *, across: bool) -> dict[str, list]:
+    """Ticks of an axis with one place for each head: layers at their middle, and the heads picked out by name.
+
+    A layer's number makes way for a name: in a row it is as high as a line, across it is as wide as half of the name.
+    """
+    per_layer, layers, heads = data.sizes["head"], data["layer"].values, heads_of(data)
     middles = np.arange(len(layers)) * per_layer + (per_layer - 1) / 2
     step = max(1, round(len(layers) / most))
-    heads = heads_of(data)
-    ticks = {float(heads.index(head)): label for head, label in named.items()}
-    room = len(heads) / (2 * most)
-    for place, layer in zip(middles[::step], layers[::step], strict=True):
-        if all(abs(place - other) > room for other in list(ticks)[: len(named)]):
-            ticks[float(place)] = str(layer)
+    places = {float(heads.index(head)): label for head, label in named.items()}
+    sizes = {place: 12 + 3.5 * len(label) if across else 16 for place, label in places.items()}
+    pixels = len(heads) / (_ACROSS if across else _DOWN)
+    free = [
+        at for at in range(0, len(layers), step) if all(abs(middles[at] - p) > pixels * s for p, s in sizes.items())
+    ]
+    ticks = places | {float(middles[at]): str(layers[at]) for at in free}
     return {"tickvals": list(ticks), "ticktext": list(ticks.values())}
 
 

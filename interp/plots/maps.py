@@ -13,7 +13,7 @@ from hooks.checks import choice
 from hooks.errors import InputError
 from interp.common.words import head_name, token_text
 from interp.plots import theme
-from interp.plots.base import finish, heads_of, label_of, names_of, say, with_heads
+from interp.plots.base import finish, heads_of, in_lines, label_of, names_of, say, with_heads
 from interp.plots.highlight import Highlight, named_heads, outline_cells
 
 Scale = Literal["log", "linear"]
@@ -78,25 +78,28 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
     across = min(_PANELS_ACROSS, len(names))
     down = math.ceil(len(names) / across)
     panel = int(np.clip(40 + 9 * summary.sizes["layer"], 110, 300))
-    height = 130 + down * (panel + 56)
+    height = 130 + down * (panel + 66)
+    panels = [_panel(summary[name], None, labels, named) for name in names]
+    ticks = [_few_ticks(trace, summary[name]) for trace, name in zip(panels, names, strict=True)]
+    longest = max(len(text) for tick in ticks for text in tick["ticktext"])
     figure = make_subplots(
         rows=down,
         cols=across,
-        subplot_titles=[label_of(summary[name], name.replace("_", " ")) for name in names],
-        # A colour bar and its numbers stand beside each panel: 70 CSS pixels of a figure 520 wide.
-        horizontal_spacing=0.13 if across > 1 else 0,
-        vertical_spacing=52 / max(height - 130, 1) if down > 1 else 0,
+        subplot_titles=[in_lines(label_of(summary[name], name.replace("_", " ")), 68 // across) for name in names],
+        # Beside each panel stand a colour bar and its numbers, in a figure that may be narrow.
+        horizontal_spacing=(30 + 5.5 * longest) / 420 if across > 1 else 0,
+        vertical_spacing=66 / (height - 130) if down > 1 else 0,
     )
     for place, name in enumerate(names):
         where = {"row": place // across + 1, "col": place % across + 1}
-        trace = _panel(summary[name], None, labels, named)
+        trace = panels[place]
         axis: Any = figure.get_subplot(*where.values())
         right, (low, high) = axis.xaxis.domain[1], axis.yaxis.domain
         trace.colorbar = {"x": right + 0.004, "y": (low + high) / 2, "len": high - low, "thickness": 6, "xpad": 0}
-        trace.colorbar.update({"outlinewidth": 0, "tickfont": {"size": 9}, **_few_ticks(trace, summary[name])})
+        trace.colorbar.update({"outlinewidth": 0, "tickfont": {"size": 9}, **ticks[place]})
         figure.add_trace(trace, **where)
         outline_cells(figure, summary[name], named, labels=False, **where)
-    figure.update_annotations(font={"size": 12})
+    figure.update_annotations(font={"size": 11})
     for place in range(len(names)):
         where = {"row": place // across + 1, "col": place % across + 1}
         if not np.isfinite(figure.data[place].z).any():
@@ -119,6 +122,8 @@ def pooled_map(cells: xr.DataArray, *, title: str | None = None, scale: Scale = 
     """
     values = cells.transpose("map_query", "map_key").values.astype(np.float32)
     figure = go.Figure(_attention_cells(values, cells["map_key"].values, cells["map_query"].values, scale))
+    if not np.isfinite(values).any():
+        say(figure, "nothing to draw: no cell has a number")
     figure.update_traces(hovertemplate="query %{y:,.0f}, key %{x:,.0f}: %{customdata:.3g}<extra></extra>")
     figure.update_xaxes(title="key position [tokens]", showgrid=False, tickformat=",", constrain="domain")
     figure.update_yaxes(

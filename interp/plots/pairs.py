@@ -7,6 +7,7 @@ from plotly.subplots import make_subplots
 
 from interp.common.words import head_name
 from interp.plots import theme
+from interp.plots.bands import caption
 from interp.plots.base import (
     distance_axis,
     distance_edges,
@@ -67,7 +68,7 @@ def _one_head(bias: xr.Dataset, name: str, title: str | None) -> go.Figure:
     if not len(wavelength):
         for row in (1, 2):
             say(figure, "nothing to draw: no frequency pair of this head turns", row=row, col=1)
-    return finish(figure, title or f"Frequency pairs of {name}", height=640)
+    return finish(figure, title or f"Frequency pairs of {name}", 640, caption(figure, bias))
 
 
 def _norms(figure: go.Figure, bias: xr.Dataset, wavelength: np.ndarray, name: str) -> None:
@@ -172,7 +173,7 @@ def _all_heads(bias: xr.Dataset, title: str | None, highlight: Highlight) -> go.
     figure.update_yaxes(title=None, col=2)
     figure.update_xaxes(title="frequency pair (fast → slow)", showgrid=False)
     title = title or "Size of q and k in each frequency pair"
-    return finish(figure, title, height=int(np.clip(130 + 8 * len(names), 340, 900)))
+    return finish(figure, title, int(np.clip(130 + 8 * len(names), 340, 900)), caption(figure, bias))
 
 
 def _decade_ticks(wavelength: np.ndarray) -> dict:

@@ -78,7 +78,7 @@ def precision_cost(
         )
     figure.update_xaxes(
         title="layer (one point per head)",
-        **head_ticks(cost, 30, named),
+        **head_ticks(cost, 30, named, across=True),
         range=[-1, len(heads)],
         showgrid=False,
     )
@@ -87,13 +87,16 @@ def precision_cost(
     figure.update_yaxes(type="log", title=label_of(values, what), **DECADES)
     if len(lacking) == cost.sizes["dtype"]:
         say(figure, f"nothing to draw: {what} is zero, infinite or missing in every head")
-    note = f"not drawn, zero, infinite or missing in every head: {', '.join(lacking)}" if lacking else ""
+    words = [caption(figure, cost), f"not drawn, zero, infinite or missing in every head: {', '.join(lacking)}"]
+    note = "; ".join(word for word in (words if lacking else words[:1]) if word)
     return finish(figure, title or str(values.attrs.get("description", variable)), 380, note)
 
 
 def _add_uniform(figure: go.Figure, received: xr.Dataset, middle: np.ndarray) -> None:
     """Uniform attention, once for each profile that occurs."""
-    uniform = received["uniform_mean"].transpose("layer", "position_bin").values
+    uniform = received["uniform_mean"]
+    uniform = uniform.isel(head=0) if "head" in uniform.dims else uniform  # of one selected head
+    uniform = uniform.transpose("layer", "position_bin").values
     _, chosen = np.unique(uniform, axis=0, return_index=True)
     for place, row in enumerate(sorted(chosen)):
         figure.add_scatter(

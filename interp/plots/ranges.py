@@ -55,7 +55,7 @@ def score_ranges(ranges: xr.Dataset, *, title: str | None = None, highlight: Hig
         else:
             say(figure, f"no head has it: {panel.reason or 'it was not measured'}", row=row, col=1)
             figure.update_yaxes(title=None, showticklabels=False, ticks="", showgrid=False, row=row, col=1)
-    figure.update_xaxes(**head_ticks(ranges, 30, named), range=[-1, len(heads_of(ranges))], showgrid=False)
+    figure.update_xaxes(**head_ticks(ranges, 30, named, across=True), range=[-1, len(heads_of(ranges))], showgrid=False)
     figure.update_xaxes(title="layer (one bar per head)", row=len(panels), col=1)
     figure.update_layout(barmode="overlay", bargap=0)
     return finish(figure, title, height=_MARGINS + sum(tall) + _GAP * (len(panels) - 1))

@@ -68,7 +68,11 @@ def binned_by_position(result: xr.Dataset, names: Sequence[str], dim: str, most:
         "first_position": ("position_bin", at[starts], {"units": "token"}),
         "last_position": ("position_bin", at[np.append(starts[1:], n) - 1], {"units": "token"}),
     }
-    said = {"band": f"lowest to highest of a stretch of {-(-n // len(starts)):,} tokens"} if len(starts) < n else {}
+    said = (
+        {"band": f"lowest to highest of a stretch, up to {-(-n // len(starts)):,} tokens long"}
+        if len(starts) < n
+        else {}
+    )
     return xr.Dataset(out, coords | places, result.attrs | said)
 
 

@@ -91,10 +91,10 @@ def averaged(result: xr.Dataset, own: frozenset[str] = OWN) -> xr.Dataset:
     return out.assign_attrs(said)
 
 
-def averaged_array(values: xr.DataArray) -> xr.DataArray:
+def averaged_array(values: xr.DataArray, own: frozenset[str] = OWN) -> xr.DataArray:
     """`averaged` for one variable, without its band."""
-    if not added(values):
+    if not added(values, own):
         return values
-    data = averaged(values.rename("values").to_dataset())
+    data = averaged(values.rename("values").to_dataset(), own)
     said = {key: data.attrs[key] for key in ("averaged",) if key in data.attrs}
     return data["values"].rename(values.name).assign_attrs(values.attrs | said)

@@ -139,6 +139,8 @@ def show(result: xr.Dataset | xr.DataArray, **options: Any) -> go.Figure:
     try:
         figure = draw(result, **options)
     except KeyError as error:
+        if analysis is None:
+            raise
         raise InputError(f"the figure of {analysis} needs {error}, which this part of it does not hold") from None
     layout: Any = figure.layout
     if "title" not in options and not layout.title.text:

@@ -33,8 +33,8 @@ def show_variable(values: xr.DataArray, **options: Any) -> go.Figure:
     """
     if values.dtype.kind not in "fiub":
         raise InputError(f"{_said(values)} holds words, not numbers: print it, or use .values")
-    beside = OWN | {"capture"}
-    over = {str(dim) for dim in values.dims if dim in beside} - {"layer", "head"}
+    captures = {"capture"} if set(values.dims) <= {"capture", "layer", "head"} else set()  # a map for each of them
+    over = {str(dim) for dim in values.dims if dim in OWN | captures} - {"layer", "head"}
     options = {"title": _title(values)} | options
     if not over and {"layer", "head"} & set(values.dims):
         return layer_head_map(averaged_array(values), **options)
@@ -70,7 +70,7 @@ def one_head(values: xr.DataArray) -> xr.DataArray:
 def _by_distance(values: xr.DataArray, *, title: str, highlight: Highlight = None) -> go.Figure:
     """A line per head against distance; shares and counts on a logarithmic axis, scores on a linear one."""
     name = str(values.name or "value")
-    data = with_heads(averaged(thinned(values.rename(name).to_dataset()), OWN | {"capture"}))
+    data = with_heads(averaged(thinned(values.rename(name).to_dataset())))
     log = not bool((data[name] < 0).any()) and values.attrs.get("units") != "score"
     figure = go.Figure()
     add_curves(figure, data, name, along_distance(data), highlight=highlight, log=log)
@@ -95,7 +95,7 @@ def _panels(values: xr.DataArray, dim: str, **options: Any) -> go.Figure:
     """A layer × head map for each value of one more dimension."""
     if values.sizes[dim] > _MOST_PANELS:
         raise InputError(f"{_said(values)} would be {values.sizes[dim]} maps: select one with .sel({dim}=…)")
-    values = averaged_array(values)
+    values = averaged_array(values, OWN | {dim})
     names = values[dim].values if dim in values.coords else range(values.sizes[dim])
     parts = {f"{dim} {visible_text(name)}": values.isel({dim: at}, drop=True) for at, name in enumerate(names)}
     return head_scores(xr.Dataset(parts, attrs=values.attrs), **options)
