@@ -4,6 +4,8 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from interp.plots.base import traces_of
+
 _BAND = "band"
 # More bands than this hide one another; then only highlighted heads have theirs.
 MOST_BANDS = 24
@@ -49,6 +51,6 @@ def add_band(
 def caption(figure: go.Figure, data: xr.Dataset) -> str:
     """What stands under the title: what was averaged, and what the bands are."""
     words = [str(data.attrs["averaged"])] if "averaged" in data.attrs else []
-    if any(trace.meta == _BAND for trace in figure.data):
+    if any(trace.meta == _BAND for trace in traces_of(figure)):
         words.append(f"band: {data.attrs.get('band', '± standard error')}")
     return "; ".join(words)

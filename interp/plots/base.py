@@ -33,7 +33,7 @@ def make_room(figure: go.Figure) -> go.Figure:
     title, note = layout.title.text or "", layout.title.subtitle.text or ""
     more = title.count("<br>")
     top = 16 + (18 * (more + 1) if title else 0) + (24 + 16 * note.count("<br>") if note else 0)
-    traces: Any = [trace for trace in figure.data if trace.type != "table"]
+    traces = [trace for trace in traces_of(figure) if trace.type != "table"]
     names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
     shown = names if len(traces) > 1 or any(trace.showlegend for trace in traces) else []
     legend = 20 * -(-sum(_LEGEND_MARK + _LEGEND_LETTER * len(name) for name in shown) // _NARROW)
@@ -47,15 +47,20 @@ def make_room(figure: go.Figure) -> go.Figure:
     return figure
 
 
+def traces_of(figure: go.Figure) -> list[Any]:
+    """What a figure draws, as plotly's own types do not say it."""
+    return list(figure.data)
+
+
 def say(figure: go.Figure, sentence: str, **where: Any) -> None:
     """A sentence in the middle of a panel that has nothing to draw."""
     axes: Any = figure.get_subplot(where["row"], where["col"]) if where else None
-    x, y = (axes.xaxis.plotly_name, axes.yaxis.plotly_name) if axes else ("x", "y")
+    x, y = (axes.yaxis.anchor, axes.xaxis.anchor) if axes else ("x", "y")
     figure.add_annotation(
         x=0.5,
         y=0.5,
-        xref=f"{x.replace('axis', '')} domain",
-        yref=f"{y.replace('axis', '')} domain",
+        xref=f"{x} domain",
+        yref=f"{y} domain",
         text=in_lines(sentence, _NOTE_LENGTH),
         showarrow=False,
         font={"size": 12, "color": theme.QUIET},

@@ -8,7 +8,16 @@ import xarray as xr
 
 from interp.plots import theme
 from interp.plots.bands import MOST_BANDS, add_band, band_of
-from interp.plots.base import depth, distance_centres, distance_labels, heads_of, layer_colour_bar, names_of, say
+from interp.plots.base import (
+    depth,
+    distance_centres,
+    distance_labels,
+    heads_of,
+    layer_colour_bar,
+    names_of,
+    say,
+    traces_of,
+)
 from interp.plots.highlight import Highlight, named_heads, series_colour
 
 _MANY_LINES = 100
@@ -63,7 +72,7 @@ def add_curves(
         # A band that reaches zero has no end on a log axis: it ends where the lowest curve does.
         floor = float(np.nanmin(curves)) if log and np.isfinite(curves).any() else -np.inf
         edges = [np.maximum(_rows(edge, len(heads)), floor) for edge in band]
-    legend = {trace.name for trace in figure.data if trace.showlegend}
+    legend = {trace.name for trace in traces_of(figure) if trace.showlegend}
     drawn = [i for i in range(len(heads)) if np.isfinite(curves[i]).any()]
     for i in sorted(drawn, key=lambda i: heads[i] in named):
         picked = heads[i] in named

@@ -37,8 +37,8 @@ def _statistics(result: xr.Dataset, **options: Any) -> go.Figure:
         first = result.isel(sink_size=0) if "sink_size" in result.dims else result
         return rows_by_position(averaged(binned_by_position(first, rows, "query")), **options)
     if "key" in result.dims and (keys := [name for name in _KEYS if name in result]):
-        title = {"title": "What each key receives, along the text"} | options
-        return rows_by_position(averaged(binned_by_position(result, keys, "key")), **title)
+        options = {"title": "What each key receives, along the text"} | options
+        return rows_by_position(averaged(binned_by_position(result, keys, "key")), **options)
     if "map_mean" in result:
         return pooled_map(one_head(averaged_array(result["map_mean"])), **options)
     held = ", ".join(map(str, result)) or "nothing"
@@ -126,7 +126,7 @@ def show(result: xr.Dataset | xr.DataArray, **options: Any) -> go.Figure:
         )
     check_once(result)
     analysis = result.attrs.get("analysis")
-    draw = _FIGURES.get(str(analysis))
+    draw: Callable[..., go.Figure] | None = _FIGURES.get(str(analysis))
     if draw is None and isinstance(result, xr.DataArray):
         draw = show_variable
     if draw is None:

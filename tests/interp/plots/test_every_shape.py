@@ -4,6 +4,8 @@ One rule over every shape: there is a title; a trace has numbers, or its panel a
 the unit of what it shows; nothing stands in the legend twice. Or `show` refuses in one sentence.
 """
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -103,14 +105,15 @@ def audit(figure):
         numbers = np.asarray(trace.z if trace.type == "heatmap" else trace.y, dtype=float)
         if not np.isfinite(numbers).any() and panel_of(trace) not in said:
             wrong.append(f"{trace.type} {trace.name} is empty and nothing says so")
-    for axes in (list(figure.select_xaxes()), list(figure.select_yaxes())):
-        if figure.data and figure.data[0].type == "table":
-            continue
-        for axis in axes:
-            beside = [other for other in axes if other.domain == axis.domain or other.domain is None]
-            spoken = any(ref[axis.plotly_name[0] == "y"] == axis.plotly_name.replace("axis", "") for ref in said)
-            if not any(other.title.text for other in beside) and not spoken:
-                wrong.append(f"{axis.plotly_name} has no title")
+    drawn = json.loads(figure.to_json())["layout"]
+    for letter in "xy" if traces and traces[0].type != "table" else "":
+        axes = {name: axis for name, axis in drawn.items() if name.startswith(f"{letter}axis")}
+        for name, axis in axes.items():
+            # Panels of a row or column share the title of the outermost.
+            beside = [other for other in axes.values() if other.get("domain") == axis.get("domain")]
+            spoken = any(name.replace("axis", "") == ref["xy".index(letter)] for ref in said)
+            if not any(other.get("title", {}).get("text") for other in beside) and not spoken:
+                wrong.append(f"{name} has no title")
     entries = [trace.name for trace in figure.data if trace.type != "table" and trace.showlegend is not False]
     entries = [name for name in entries if name]
     if len(entries) != len(set(entries)):
