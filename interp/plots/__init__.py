@@ -6,6 +6,7 @@ PNG, SVG, PDF or a page of its own.
 May import: hooks, interp.common.
 """
 
+from interp.plots.along_text import rows_by_position
 from interp.plots.differences import comparison, comparison_by_distance
 from interp.plots.distance import attention_by_distance, attention_by_variant, attention_share_by_head
 from interp.plots.export import save
@@ -38,6 +39,7 @@ __all__ = [
     "ranking",
     "received_by_position",
     "relativity_error",
+    "rows_by_position",
     "save",
     "score_ranges",
     "show",

@@ -1,5 +1,6 @@
 """What figures share: size, axes of distance and of signed scores, names of heads, texts that stay texts."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,65 @@ from interp.plots import theme
 
 # A log axis has no zero: the token itself (Δ = 0) is drawn half a step left of Δ = 1.
 ZERO_AT = 0.5
+_TITLE_LENGTH, _NOTE_LENGTH = 52, 66
+# About what a legend takes in CSS pixels, in a figure as narrow as a phone's page.
+_LEGEND_MARK, _LEGEND_LETTER, _NARROW = 46, 6.5, 420
 DECADES = {"dtick": 1, "exponentformat": "power", "minor": {"showgrid": False}}
 
 
-def finish(figure: go.Figure, title: str | None, height: int) -> go.Figure:
-    """Template, title and size, the same for every figure."""
+def finish(figure: go.Figure, title: str | None, height: int, note: str = "") -> go.Figure:
+    """Template, title, the note under it, size and room above the plot, the same for every figure."""
     figure.update_layout(template=theme.template(), height=int(height))
-    if title:
-        figure.update_layout(title={"text": title})
+    if title or note:
+        figure.update_layout(title={"text": in_lines(title or "", _TITLE_LENGTH)})
+    if note:
+        figure.update_layout(title={"subtitle": {"text": in_lines(note, _NOTE_LENGTH)}})
+    return make_room(figure)
+
+
+def make_room(figure: go.Figure) -> go.Figure:
+    """Title, note, legend and headings of panels one under the other, with as much margin as they need."""
+    layout: Any = figure.layout
+    title, note = layout.title.text or "", layout.title.subtitle.text or ""
+    more = title.count("<br>")
+    top = 16 + (18 * (more + 1) if title else 0) + (24 + 16 * note.count("<br>") if note else 0)
+    traces = [trace for trace in traces_of(figure) if trace.type != "table"]
+    names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
+    shown = names if len(traces) > 1 or any(trace.showlegend for trace in traces) else []
+    legend = 20 * -(-sum(_LEGEND_MARK + _LEGEND_LETTER * len(name) for name in shown) // _NARROW)
+    headings = [a.text for a in layout.annotations if a.yref == "paper" and a.yanchor == "bottom" and a.y > 0.99]
+    marks = max((20 + 15 * text.count("<br>") for text in headings), default=4)
+    plot = max(int(layout.height) - top - legend - marks - 60, 40)
+    # A title of several lines grows upwards from its first line by half of what it has more.
+    figure.update_layout(margin={"t": top + legend + marks + 8}, title={"pad": {"t": 12 + 11 * more}})
+    if shown:
+        figure.update_layout(legend={"x": 0, "xanchor": "left", "y": 1 + marks / plot, "yanchor": "bottom"})
     return figure
+
+
+def traces_of(figure: go.Figure) -> list[Any]:
+    """What a figure draws, as plotly's own types do not say it."""
+    return list(figure.data)
+
+
+def say(figure: go.Figure, sentence: str, **where: Any) -> None:
+    """A sentence in the middle of a panel that has nothing to draw."""
+    axes: Any = figure.get_subplot(where["row"], where["col"]) if where else None
+    x, y = (axes.yaxis.anchor, axes.xaxis.anchor) if axes else ("x", "y")
+    figure.add_annotation(
+        x=0.5,
+        y=0.5,
+        xref=f"{x} domain",
+        yref=f"{y} domain",
+        text=in_lines(sentence, _NOTE_LENGTH),
+        showarrow=False,
+        font={"size": 12, "color": theme.QUIET},
+    )
+
+
+def in_lines(text: str, longest: int) -> str:
+    """A text in lines that fit a narrow figure; one with markup stays as it is."""
+    return text if "<" in text else "<br>".join(textwrap.wrap(text, longest, break_long_words=False))
 
 
 def heads_of(data: xr.Dataset | xr.DataArray) -> list[tuple[int, int]]:
@@ -29,10 +80,18 @@ def heads_of(data: xr.Dataset | xr.DataArray) -> list[tuple[int, int]]:
 
 def with_heads(data: Any) -> Any:
     """The data with both dimensions layer and head, which a selected head or a bare pass lacks."""
+    lacking = [name for name in ("layer", "head") if name not in data.dims and name not in data.coords]
     for name in ("head", "layer"):
         if name not in data.dims:
             data = data.expand_dims({name: [data[name].item() if name in data.coords else 0]})
-    return data
+    return data.assign_attrs(lacking=lacking) if lacking else data
+
+
+def names_of(data: xr.Dataset | xr.DataArray) -> list[str]:
+    """What each of `heads_of` is called: L3 H1, or only the part that the data know."""
+    lacking = data.attrs.get("lacking", ())
+    parts = [((f"L{layer}", "layer"), (f"H{head}", "head")) for layer, head in heads_of(data)]
+    return [" ".join(text for text, what in pair if what not in lacking) or "whole text" for pair in parts]
 
 
 def label_of(values: xr.DataArray, fallback: str) -> str:
@@ -107,7 +166,7 @@ def mark_windows(figure: go.Figure, binned: xr.Dataset) -> None:
                 yref="paper",
                 yanchor="bottom",
                 showarrow=False,
-                text=f"window {window:,}",
+                text=f"window {int(window):,}",
                 font={"size": 11, "color": theme.QUIET},
             )
 

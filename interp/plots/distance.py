@@ -5,46 +5,47 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from interp.common.words import head_name
 from interp.plots import theme
+from interp.plots.bands import caption
 from interp.plots.base import (
     DECADES,
-    depth,
     distance_axis,
-    distance_centres,
     distance_edges,
     distance_labels,
     finish,
-    heads_of,
-    layer_colour_bar,
     log_range,
     mark_windows,
-    positive,
+    names_of,
     with_heads,
 )
+from interp.plots.curves import add_curves, along_distance, key_to_colours
+from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 from interp.plots.loss import add_losses
-
-_MANY_LINES = 100
 
 
 def attention_by_distance(
-    binned: xr.Dataset, *, title: str = "Attention by distance", y_range: tuple[float, float] | None = None
+    binned: xr.Dataset,
+    *,
+    title: str = "Attention by distance",
+    y_range: tuple[float, float] | None = None,
+    highlight: Highlight = None,
 ) -> go.Figure:
     """One line per head: mean attention of a pair against its distance, both axes logarithmic.
 
     Args:
-        binned: a `bin_distances` Dataset, of the layers to draw.
+        binned: a `bin_distances` Dataset, of the layers to draw; with a band where it holds one.
         title: heading of the figure.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
         y_range: smallest and largest attention to show, so that two figures compare.
     """
     figure = go.Figure()
     binned = with_heads(binned)
-    add_curves(figure, binned, "attention_mean")
+    add_curves(figure, binned, "attention_mean", along_distance(binned), highlight=highlight)
     mark_windows(figure, binned)
     key_to_colours(figure, binned)
     figure.update_yaxes(type="log", title="mean attention of a pair", **log_range(y_range), **DECADES)
     distance_axis(figure, binned)
-    return finish(figure, title, height=400)
+    return finish(figure, title, 400, caption(figure, binned))
 
 
 def attention_by_variant(
@@ -53,6 +54,7 @@ def attention_by_variant(
     loss: xr.Dataset | None = None,
     title: str = "Attention by distance, as run and what if",
     y_range: tuple[float, float] | None = (1e-9, 1.0),
+    highlight: Highlight = None,
 ) -> go.Figure:
     """The curves of `attention_by_distance`, one panel for each variant on the same axes: RoPE beside ALiBi, say.
 
@@ -61,6 +63,7 @@ def attention_by_variant(
         loss: loss_mean and loss_stderr over (variant, position_bin), drawn below; those that are NaN have no line.
         title: heading of the figure.
         y_range: smallest and largest attention to show; None shows all, which under ALiBi is dozens of decades.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     variants = [str(name) for name in binned["variant"].values]
     panels: list[list[dict | None]] = [[{} for _ in variants]]
@@ -78,19 +81,22 @@ def attention_by_variant(
     binned = with_heads(binned)
     for column, variant in enumerate(variants, start=1):
         part = binned.sel(variant=variant)
-        add_curves(figure, part, "attention_mean", row=1, col=column)
+        add_curves(figure, part, "attention_mean", along_distance(part), highlight=highlight, row=1, col=column)
         distance_axis(figure, part, row=1, col=column)
     key_to_colours(figure, binned)
     figure.update_yaxes(type="log", **log_range(y_range), **DECADES, row=1)
     figure.update_yaxes(title="mean attention of a pair", row=1, col=1)
     if loss is not None:
         add_losses(figure, loss, row=2, col=1)
-    finish(figure, title, height=420 if loss is None else 680)
-    return figure.update_layout(margin={"t": 76})
+    return finish(figure, title, 420 if loss is None else 680, caption(figure, binned))
 
 
 def attention_share_by_head(
-    binned: xr.Dataset, *, title: str = "Where each head spends its attention", ceiling: float | None = None
+    binned: xr.Dataset,
+    *,
+    title: str = "Where each head spends its attention",
+    ceiling: float | None = None,
+    highlight: Highlight = None,
 ) -> go.Figure:
     """One row per head: how its attention is shared out over distances; dark is much.
 
@@ -98,10 +104,11 @@ def attention_share_by_head(
         binned: a `bin_distances` Dataset, of the layers to draw.
         title: heading of the figure.
         ceiling: the share at which the colour is darkest, so that two figures compare.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     binned = with_heads(binned)
     share = binned["attention_share"].transpose("layer", "head", "distance_bin").values
-    rows = [head_name(*pair) for pair in heads_of(binned)]
+    rows = names_of(binned)
     share = share.reshape(len(rows), -1).astype(np.float32)
     figure = go.Figure(
         go.Heatmap(
@@ -123,59 +130,21 @@ def attention_share_by_head(
             },
         )
     )
-    head_rows(figure, binned)
+    head_rows(figure, binned, highlight)
     mark_windows(figure, binned)
     distance_axis(figure, binned)
-    return finish(figure, title, height=int(np.clip(110 + 8 * len(rows), 320, 900)))
+    return finish(figure, title, int(np.clip(110 + 8 * len(rows), 320, 900)), caption(figure, binned))
 
 
-def head_rows(figure: go.Figure, data: xr.Dataset) -> None:
+def head_rows(figure: go.Figure, data: xr.Dataset, highlight: Highlight = None) -> None:
     """A vertical axis with one row for each head, layers downwards, a thin line between layers."""
-    per_layer, layers = data.sizes["head"], data["layer"].values
-    starts = np.arange(0, per_layer * len(layers), per_layer)
-    step = max(1, round(len(layers) / 18))
+    per_layer, layers, named = data.sizes["head"], data["layer"].values, named_heads(highlight, data)
     figure.update_yaxes(
-        title="layer",
-        tickvals=(starts + (per_layer - 1) / 2)[::step],
-        ticktext=[str(layer) for layer in layers[::step]],
-        autorange="reversed",
-        showgrid=False,
+        title="layer", **head_ticks(data, 18, named, across=False), autorange="reversed", showgrid=False
     )
-    for start in starts[1:]:
+    for start in np.arange(per_layer, per_layer * len(layers), per_layer):
         figure.add_hline(y=start - 0.5, line={"color": theme.GRID, "width": 1})
-
-
-def add_curves(figure: go.Figure, binned: xr.Dataset, name: str, **where: int) -> None:
-    """One line per head of a variable by distance, coloured by the head's layer."""
-    x, labels = distance_centres(binned), distance_labels(binned)
-    heads = heads_of(binned)
-    values = positive(binned[name].transpose("layer", "head", ...).values)
-    for (layer, head), curve in zip(heads, values.reshape(len(heads), -1), strict=True):
-        figure.add_scatter(
-            x=x,
-            y=curve,
-            # A head that sees one distance only would be an invisible line.
-            mode="lines" if np.isfinite(curve).sum() > 1 else "markers",
-            line={"color": theme.layer_colour(depth(layer, _n_layers(binned))), "width": 1.4},
-            marker={"size": 5},
-            opacity=0.75 if len(heads) <= _MANY_LINES else 0.45,
-            customdata=labels,
-            hovertemplate=f"{head_name(layer, head)}, Δ %{{customdata}}: %{{y:.3g}}<extra></extra>",
-            name=head_name(layer, head),
-            showlegend=False,
-            **where,
-        )
-
-
-def key_to_colours(figure: go.Figure, binned: xr.Dataset) -> None:
-    """The key to the lines' colours, where there is more than one layer."""
-    if binned.sizes["layer"] > 1:
-        layer_colour_bar(figure, binned["layer"].values, _n_layers(binned))
-
-
-def _n_layers(binned: xr.Dataset) -> int:
-    """Layers of the model, which set the colours, so that a figure of some layers has those of all."""
-    return int(binned.attrs.get("n_layers", binned["layer"].values.max() + 1))
+    mark_places(figure, data, named, across=False)
 
 
 def _words(name: str) -> str:

@@ -1,84 +1,129 @@
 """Heat maps: numbers per head, pooled attention, exact windows of it with their tokens."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from hooks.checks import choice
+from hooks.errors import InputError
 from interp.common.words import head_name, token_text
 from interp.plots import theme
-from interp.plots.base import finish, label_of, with_heads
+from interp.plots.base import finish, heads_of, in_lines, label_of, names_of, say, with_heads
+from interp.plots.highlight import Highlight, named_heads, outline_cells
 
+Scale = Literal["log", "linear"]
 # Attention below a hundred-thousandth is drawn like none.
 MAP_DECADES = 5
+_MOST_DECADES = 8
 _PANELS_ACROSS = 4
 _LONGEST_AXIS_TOKEN = 14
 
 
-def layer_head_map(values: xr.DataArray, *, title: str | None = None, ceiling: float | None = None) -> go.Figure:
+def layer_head_map(
+    values: xr.DataArray,
+    *,
+    title: str | None = None,
+    ceiling: float | None = None,
+    scale: Scale = "linear",
+    highlight: Highlight = None,
+) -> go.Figure:
     """Heat map of one number per head, layers down and heads across; blue and orange where the sign differs.
 
     Args:
         values: any (layer, head) array; its units decide how numbers are shown.
         title: heading of the figure; by default the array's description.
         ceiling: the value at which the colour is strongest; by default the largest.
+        scale: colours in equal steps ("linear") or in powers of ten ("log", for numbers from zero on).
+        highlight: heads to frame, as (layer, head), or {(layer, head): name}.
+
+    Raises:
+        InputError: a logarithmic scale for numbers below zero, another scale, or a head that is not there.
     """
-    values = with_heads(values)
-    figure = go.Figure(_panel(values, ceiling))
-    figure.update_traces(colorbar={"thickness": 10, "len": 1, "outlinewidth": 0, **_bar_title(values)})
-    _layer_head_axes(figure, values)
+    log, values = _is_log(scale), with_heads(values)
+    named, labels = named_heads(highlight, values), names_of(values)
+    trace = _panel(values, ceiling, labels, named)
+    trace.colorbar = {**theme.BAR, **_bar_title(values, scale)}
+    figure = go.Figure(_in_decades(trace) if log else trace)
+    _layer_head_axes(figure)
+    outline_cells(figure, values, named, labels=True)
+    if not np.isfinite(trace.z).any():
+        say(figure, "nothing to draw: no head has a number here")
     title = title or values.attrs.get("description") or str(values.name or "")
-    return finish(figure, title, height=int(np.clip(110 + 20 * values.sizes["layer"], 240, 900)))
+    note = str(values.attrs.get("averaged", ""))
+    return finish(figure, title, int(np.clip(110 + 20 * values.sizes["layer"], 240, 900)), note)
 
 
-def head_scores(summary: xr.Dataset, *, title: str = "Head scores") -> go.Figure:
+def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: Highlight = None) -> go.Figure:
     """Every named score of a Dataset as a small layer × head heat map of its own.
 
     Args:
         summary: variables over (layer, head), as `head_summary` and `compare` return; others are left out.
         title: heading of the figure.
+        highlight: heads to frame, as (layer, head), or {(layer, head): name}.
+
+    Raises:
+        InputError: no variable is a number for each head.
     """
     summary = with_heads(summary)
+    named, labels = named_heads(highlight, summary), names_of(summary)
     names = [str(name) for name, v in summary.data_vars.items() if set(v.dims) == {"layer", "head"} and _numeric(v)]
-    across = min(_PANELS_ACROSS, max(len(names), 1))
-    down = max(1, math.ceil(len(names) / across))
+    names = [name for name in names if not name.endswith(("_low", "_high", "_stderr"))]
+    if not names:
+        raise InputError(f"no variable over (layer, head) to draw among {', '.join(map(str, summary)) or 'none'}")
+    across = min(_PANELS_ACROSS, len(names))
+    down = math.ceil(len(names) / across)
     panel = int(np.clip(40 + 9 * summary.sizes["layer"], 110, 300))
-    height = 80 + down * (panel + 56)
+    height = 130 + down * (panel + 66)
+    panels = [_panel(summary[name], None, labels, named) for name in names]
+    ticks = [_few_ticks(trace, summary[name]) for trace, name in zip(panels, names, strict=True)]
+    longest = max(len(text) for tick in ticks for text in tick["ticktext"])
     figure = make_subplots(
         rows=down,
         cols=across,
-        subplot_titles=[name.replace("_", " ") for name in names],
-        horizontal_spacing=0.07,
-        vertical_spacing=52 / max(height - 80, 1) if down > 1 else 0,
+        subplot_titles=[in_lines(label_of(summary[name], name.replace("_", " ")), 68 // across) for name in names],
+        # Beside each panel stand a colour bar and its numbers, in a figure that may be narrow.
+        horizontal_spacing=(30 + 5.5 * longest) / 420 if across > 1 else 0,
+        vertical_spacing=66 / (height - 130) if down > 1 else 0,
     )
     for place, name in enumerate(names):
-        row, column = place // across + 1, place % across + 1
-        trace = _panel(summary[name], None)
-        axis: Any = figure.get_subplot(row, column)
+        where = {"row": place // across + 1, "col": place % across + 1}
+        trace = panels[place]
+        axis: Any = figure.get_subplot(*where.values())
         right, (low, high) = axis.xaxis.domain[1], axis.yaxis.domain
         trace.colorbar = {"x": right + 0.004, "y": (low + high) / 2, "len": high - low, "thickness": 6, "xpad": 0}
-        trace.colorbar.update({"outlinewidth": 0, "tickfont": {"size": 9}, "nticks": 4, **_bar_format(summary[name])})
-        figure.add_trace(trace, row=row, col=column)
-    _layer_head_axes(figure, summary)
-    figure.update_xaxes(title=None, tickfont={"size": 9}, nticks=6)
-    figure.update_yaxes(title=None, tickfont={"size": 9}, nticks=8)
-    figure.update_annotations(font={"size": 12})
-    finish(figure, f"{title} (layers down, heads across)", height)
-    return figure.update_layout(margin={"t": 76, "l": 40, "r": 40})
+        trace.colorbar.update({"outlinewidth": 0, "tickfont": {"size": 9}, **ticks[place]})
+        figure.add_trace(trace, **where)
+        outline_cells(figure, summary[name], named, labels=False, **where)
+    figure.update_annotations(font={"size": 11})
+    for place in range(len(names)):
+        where = {"row": place // across + 1, "col": place % across + 1}
+        if not np.isfinite(figure.data[place].z).any():
+            say(figure, "not measured", **where)
+        lowest = place + across >= len(names)
+        figure.update_xaxes(title="head" if lowest else None, **where)
+        figure.update_yaxes(title="layer" if where["col"] == 1 else None, **where)
+    _layer_head_axes(figure, tickfont={"size": 9}, nticks=6)
+    figure.update_layout(margin={"r": 48})
+    return finish(figure, title, height, str(summary.attrs.get("averaged", "")))
 
 
-def pooled_map(cells: xr.DataArray, *, title: str | None = None) -> go.Figure:
-    """A head's attention pooled into cells: queries down, keys right, colours logarithmic from 10⁻⁵ to 1.
+def pooled_map(cells: xr.DataArray, *, title: str | None = None, scale: Scale = "log") -> go.Figure:
+    """A head's attention pooled into cells: queries down, keys right.
 
     Args:
         cells: mean or largest attention over (map_query, map_key), of one head.
         title: heading of the figure; by default the head's name.
+        scale: colours in powers of ten from 10⁻⁵ to 1 ("log") or in equal steps from 0 ("linear").
     """
     values = cells.transpose("map_query", "map_key").values.astype(np.float32)
-    figure = go.Figure(_attention_cells(values, cells["map_key"].values, cells["map_query"].values))
+    figure = go.Figure(_attention_cells(values, cells["map_key"].values, cells["map_query"].values, scale))
+    if not np.isfinite(values).any():
+        say(figure, "nothing to draw: no cell has a number")
     figure.update_traces(hovertemplate="query %{y:,.0f}, key %{x:,.0f}: %{customdata:.3g}<extra></extra>")
     figure.update_xaxes(title="key position [tokens]", showgrid=False, tickformat=",", constrain="domain")
     figure.update_yaxes(
@@ -89,22 +134,23 @@ def pooled_map(cells: xr.DataArray, *, title: str | None = None) -> go.Figure:
         scaleanchor="x",
         constrain="domain",
     )
-    return finish(figure, title or f"Pooled {_said(cells)}", height=460)
+    return finish(figure, title or f"Pooled {_said(cells)}", 460, str(cells.attrs.get("averaged", "")))
 
 
-def attention_window(pattern: xr.DataArray, *, title: str | None = None) -> go.Figure:
+def attention_window(pattern: xr.DataArray, *, title: str | None = None, scale: Scale = "log") -> go.Figure:
     """Exact attention of a few queries to a few keys, with their tokens.
 
     Args:
         pattern: attention over (query, key), as `attention_pattern` returns; coordinates ``query_token`` and
             ``key_token``, if there are any, label the axes.
         title: heading of the figure; by default the head's name.
+        scale: colours in powers of ten from 10⁻⁵ to 1 ("log") or in equal steps from 0 ("linear").
     """
     values = pattern.transpose("query", "key").values.astype(np.float32)
     queries, keys = pattern["query"].values, pattern["key"].values
     x, y = np.arange(len(keys)), np.arange(len(queries))
     key_tokens, query_tokens = _tokens(pattern, "key"), _tokens(pattern, "query")
-    figure = go.Figure(_attention_cells(values, x, y))
+    figure = go.Figure(_attention_cells(values, x, y, scale))
     names = (("query", queries, query_tokens), ("key", keys, key_tokens))
     said = [
         [f"{what} {int(at)} {text}".rstrip() for at, text in zip(place, texts, strict=True)]
@@ -118,35 +164,48 @@ def attention_window(pattern: xr.DataArray, *, title: str | None = None) -> go.F
         step = max(1, math.ceil(len(place) / 48))
         labels = [f"{text} {int(at)}".lstrip() for at, text in zip(place, texts, strict=True)]
         update(tickvals=np.arange(len(place))[::step], ticktext=labels[::step], tickfont={"size": 10}, showgrid=False)
-    figure.update_xaxes(title="key", tickangle=-90)
-    figure.update_yaxes(title="query", autorange="reversed")
+    figure.update_xaxes(title="key [position in tokens]", tickangle=-90)
+    figure.update_yaxes(title="query [position in tokens]", autorange="reversed")
     height = int(np.clip(200 + 14 * len(queries), 320, 900))
-    return finish(figure, title or f"Exact {_said(pattern)}", height)
+    return finish(figure, title or f"Exact {_said(pattern)}", height, str(pattern.attrs.get("averaged", "")))
 
 
-def _attention_cells(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> go.Heatmap:
-    """Attention on a logarithmic colour scale; customdata holds the numbers themselves."""
+def _attention_cells(values: np.ndarray, x: np.ndarray, y: np.ndarray, scale: Scale) -> go.Heatmap:
+    """Attention on a logarithmic or linear colour scale; customdata holds the numbers themselves."""
+    cells = go.Heatmap(x=x, y=y, customdata=values, colorscale=theme.SHADE_SCALE, hoverongaps=False)
+    bar = {"title": {"text": f"attention, {scale} scale", "side": "right"}, **theme.BAR}
+    if not _is_log(scale):
+        return cells.update(z=values, zmin=0, zmax=float(np.nanmax(values, initial=0)) or 1, colorbar=bar)
     with np.errstate(divide="ignore"):
         exponents = np.maximum(np.log10(values), -MAP_DECADES)
-    ticks = list(range(-MAP_DECADES, 1))
-    return go.Heatmap(
-        z=exponents.astype(np.float32),
-        x=x,
-        y=y,
-        customdata=values,
-        zmin=-MAP_DECADES,
-        zmax=0,
-        colorscale=theme.SHADE_SCALE,
-        hoverongaps=False,
-        colorbar={
-            "title": {"text": "attention", "side": "right"},
-            "tickvals": ticks,
-            "ticktext": ["≤ 10⁻⁵", "10⁻⁴", "0.001", "0.01", "0.1", "1"],
-            "thickness": 10,
-            "len": 1,
-            "outlinewidth": 0,
-        },
-    )
+    bar |= {
+        "tickvals": list(range(-MAP_DECADES, 1)),
+        "ticktext": ["≤ 10⁻⁵", "10⁻⁴", "0.001", "0.01", "0.1", "1"],
+    }
+    return cells.update(z=exponents.astype(np.float32), zmin=-MAP_DECADES, zmax=0, colorbar=bar)
+
+
+def _is_log(scale: Scale) -> bool:
+    """Whether colours go by powers of ten, of a scale that was checked."""
+    return choice("scale", scale, get_args(Scale)) == "log"
+
+
+def _in_decades(trace: go.Heatmap) -> go.Heatmap:
+    """A layer × head map with colours in powers of ten below its strongest; the hover keeps the numbers themselves."""
+    values, top = np.asarray(trace.z), float(trace.zmax)
+    if trace.zmin < 0:
+        raise InputError(f'scale="log": {float(np.nanmin(values)):.4g} is below zero; scale="linear" shows both signs')
+    low = values[values > 0].min(initial=top)
+    floor = max(float(np.floor(np.log10(low))), float(np.ceil(np.log10(top))) - _MOST_DECADES)
+    with np.errstate(divide="ignore"):
+        exponents = np.maximum(np.log10(values), floor)
+    steps = np.arange(floor, np.floor(np.log10(top)) + 1)
+    said = [f"{10.0**step:.4g}" for step in steps]
+    said[:1] = ["≤ " + said[0]] if (values < 10**floor).any() else said[:1]
+    shown = str(trace.hovertemplate).replace("%{z:", "%{customdata:")
+    trace.update(z=exponents.astype(np.float32), customdata=values, zmin=floor, zmax=np.log10(top), hovertemplate=shown)
+    trace.colorbar.update(tickvals=steps, ticktext=said, tickformat=None)
+    return trace
 
 
 def _tokens(pattern: xr.DataArray, axis: str) -> list[str]:
@@ -164,13 +223,16 @@ def _said(data: xr.DataArray) -> str:
     return str(data.attrs.get("description", "attention of one head")) if "analysis" in data.attrs else "attention"
 
 
-def _panel(values: xr.DataArray, ceiling: float | None) -> go.Heatmap:
+def _panel(
+    values: xr.DataArray, ceiling: float | None, labels: list[str], named: Mapping[tuple[int, int], str]
+) -> go.Heatmap:
     """One layer × head heat map."""
     z = values.transpose("layer", "head").values.astype(np.float32)
     finite = z[np.isfinite(z)]
     top = ceiling if ceiling is not None else float(np.abs(finite).max()) if finite.size else 1.0
     signed = bool((finite < 0).any())
     shown = ".1%" if _is_share(values) else ".4g"
+    said = [named.get(head, label) for head, label in zip(heads_of(values), labels, strict=True)]
     return go.Heatmap(
         z=z,
         x=[str(head) for head in values["head"].values],
@@ -181,14 +243,28 @@ def _panel(values: xr.DataArray, ceiling: float | None) -> go.Heatmap:
         xgap=1,
         ygap=1,
         hoverongaps=False,
-        hovertemplate=f"L%{{y}} H%{{x}}: %{{z:{shown}}}<extra></extra>",
+        text=np.reshape(np.asarray(said, dtype=object), z.shape),
+        hovertemplate=f"%{{text}}: %{{z:{shown}}}<extra></extra>",
     )
 
 
-def _layer_head_axes(figure: go.Figure, values: xr.Dataset | xr.DataArray) -> None:
+def _layer_head_axes(figure: go.Figure, **ticks: Any) -> None:
     """Layers down, heads across."""
-    figure.update_yaxes(title="layer", autorange="reversed", type="category", showgrid=False)
-    figure.update_xaxes(title="head", type="category", showgrid=False)
+    figure.update_yaxes(autorange="reversed", type="category", showgrid=False, **ticks)
+    figure.update_xaxes(type="category", showgrid=False, **ticks)
+    if not ticks:
+        figure.update_layout(xaxis={"title": "head"}, yaxis={"title": "layer"})
+
+
+def _few_ticks(trace: go.Heatmap, values: xr.DataArray) -> dict:
+    """Three ticks in few letters, which fit beside a small panel whatever their size: −2e-15, 0, 2e-15."""
+    low, high = float(trace.zmin), float(trace.zmax)
+    places = [low, (low + high) / 2, high]
+    write = ".0%" if _is_share(values) and high >= 0.02 else ".2g"
+    return {
+        "tickvals": places,
+        "ticktext": [f"{place:{write}}".replace("e-0", "e-").replace("-", "−") for place in places],
+    }
 
 
 def _bar_format(values: xr.DataArray) -> dict:
@@ -196,10 +272,11 @@ def _bar_format(values: xr.DataArray) -> dict:
     return {"tickformat": ".0%"} if _is_share(values) else {}
 
 
-def _bar_title(values: xr.DataArray) -> dict:
-    """The unit beside the colour bar, where there is one."""
-    unit = label_of(values, "").strip(" []")
-    return _bar_format(values) | ({"title": {"text": unit, "side": "right"}} if unit else {})
+def _bar_title(values: xr.DataArray, scale: Scale) -> dict:
+    """The unit beside the colour bar, where there is one, and that its steps are powers of ten."""
+    words = [label_of(values, "").strip(" []"), "log scale" if _is_log(scale) else ""]
+    said = ", ".join(word for word in words if word)
+    return _bar_format(values) | ({"title": {"text": said, "side": "right"}} if said else {})
 
 
 def _is_share(values: xr.DataArray) -> bool:

@@ -7,11 +7,29 @@ from plotly.subplots import make_subplots
 
 from interp.common.words import head_name
 from interp.plots import theme
-from interp.plots.base import distance_axis, distance_edges, distance_labels, finish, heads_of, with_heads
+from interp.plots.bands import caption
+from interp.plots.base import (
+    distance_axis,
+    distance_edges,
+    distance_labels,
+    finish,
+    heads_of,
+    names_of,
+    say,
+    with_heads,
+)
 from interp.plots.distance import head_rows
+from interp.plots.highlight import Highlight
 
 
-def frequency_pairs(bias: xr.Dataset, *, layer: int | None = None, head: int | None = None) -> go.Figure:
+def frequency_pairs(
+    bias: xr.Dataset,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    title: str | None = None,
+    highlight: Highlight = None,
+) -> go.Figure:
     """Frequency pairs of one head, or of all of them where none is chosen.
 
     One head: the norms of q and k in each pair against its wavelength, above the mean score that the pair adds at
@@ -21,16 +39,18 @@ def frequency_pairs(bias: xr.Dataset, *, layer: int | None = None, head: int | N
         bias: a `frequency_bias` Dataset; its distances may be binned.
         layer: layer of the head to draw.
         head: the head to draw.
+        title: heading of the figure.
+        highlight: among all heads, those to pick out, as (layer, head), or {(layer, head): name}.
     """
     bias = with_heads(bias)
     heads = heads_of(bias)
     if layer is None and head is None and len(heads) > 1:
-        return _all_heads(bias)
+        return _all_heads(bias, title, highlight)
     chosen = (heads[0][0] if layer is None else layer, heads[0][1] if head is None else head)
-    return _one_head(bias.sel(layer=chosen[0], head=chosen[1]), head_name(*chosen))
+    return _one_head(bias.sel(layer=chosen[0], head=chosen[1]), head_name(*chosen), title)
 
 
-def _one_head(bias: xr.Dataset, name: str) -> go.Figure:
+def _one_head(bias: xr.Dataset, name: str, title: str | None) -> go.Figure:
     """Norms of the pairs on top, their score against distance below."""
     wavelength = bias["wavelength"].values.astype(float)
     turning = np.isfinite(wavelength)
@@ -45,8 +65,10 @@ def _one_head(bias: xr.Dataset, name: str) -> go.Figure:
     _norms(figure, bias, wavelength, name)
     _scores(figure, bias, wavelength, name)
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
-    finish(figure, f"Frequency pairs of {name}", height=640)
-    return figure.update_layout(margin={"t": 84}, legend={"x": 1, "xanchor": "right", "y": 1.01})
+    if not len(wavelength):
+        for row in (1, 2):
+            say(figure, "nothing to draw: no frequency pair of this head turns", row=row, col=1)
+    return finish(figure, title or f"Frequency pairs of {name}", 640, caption(figure, bias))
 
 
 def _norms(figure: go.Figure, bias: xr.Dataset, wavelength: np.ndarray, name: str) -> None:
@@ -109,10 +131,10 @@ def _scores(figure: go.Figure, bias: xr.Dataset, wavelength: np.ndarray, name: s
     )
 
 
-def _all_heads(bias: xr.Dataset) -> go.Figure:
+def _all_heads(bias: xr.Dataset, title: str | None, highlight: Highlight) -> go.Figure:
     """Norm of q and of k in every pair of every head."""
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=["q", "k"])
-    names = np.asarray([head_name(*pair) for pair in heads_of(bias)])
+    names = np.asarray(names_of(bias))
     pairs = bias["pair"].values
     stacked = {
         name: bias[name].transpose("layer", "head", "pair").values.reshape(len(names), -1)
@@ -147,11 +169,11 @@ def _all_heads(bias: xr.Dataset) -> go.Figure:
         )
     bar = {"title": {"text": "root mean square norm", "side": "right"}, "thickness": 10, "len": 1, "outlinewidth": 0}
     figure.update_layout(coloraxis={"colorscale": theme.SHADE_SCALE, "cmin": 0, "cmax": top, "colorbar": bar})
-    head_rows(figure, bias)
+    head_rows(figure, bias, highlight)
     figure.update_yaxes(title=None, col=2)
     figure.update_xaxes(title="frequency pair (fast → slow)", showgrid=False)
-    finish(figure, "Size of q and k in each frequency pair", height=int(np.clip(130 + 8 * len(names), 340, 900)))
-    return figure.update_layout(margin={"t": 76})
+    title = title or "Size of q and k in each frequency pair"
+    return finish(figure, title, int(np.clip(130 + 8 * len(names), 340, 900)), caption(figure, bias))
 
 
 def _decade_ticks(wavelength: np.ndarray) -> dict:

@@ -5,98 +5,98 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from interp.common.words import head_name
 from interp.plots import theme
-from interp.plots.base import DECADES, depth, distance_axis, finish, heads_of, layer_colour_bar, positive, with_heads
-from interp.plots.distance import add_curves, key_to_colours
-from interp.plots.maps import head_scores, layer_head_map
-from interp.plots.reduced import thinned
-
-_MANY_LINES = 100
+from interp.plots.bands import caption
+from interp.plots.base import DECADES, distance_axis, finish, label_of, names_of, positive, say, with_heads
+from interp.plots.curves import add_curves, along_distance, along_positions, key_to_colours
+from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
+from interp.plots.maps import Scale, head_scores, layer_head_map
+from interp.plots.reduced import thinned, with_share_used
 
 
 def received_by_position(
-    received: xr.Dataset, *, weighted: bool = False, title: str = "Attention received along the text"
+    received: xr.Dataset,
+    *,
+    weighted: bool = False,
+    title: str = "Attention received along the text",
+    highlight: Highlight = None,
 ) -> go.Figure:
     """One line per head: mean attention that keys of each stretch get from the queries that see them.
 
     The dotted lines are a head that attends alike to every key it sees, one for each kind of layer.
 
     Args:
-        received: a `received_by_position` Dataset.
+        received: a `received_by_position` Dataset; with a band where it holds one.
         weighted: draw attention weighted by the size of the values that it moves.
         title: heading of the figure.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     received = with_heads(received)
-    name = "received_value_mean" if weighted else "received_mean"
-    first, last = received["first_position"].values, received["last_position"].values
-    middle = (first + last) / 2
-    heads, layers = heads_of(received), received["layer"].values
-    n_layers = int(layers.max()) + 1
-    curves = positive(received[name].transpose("layer", "head", "position_bin").values).reshape(len(heads), -1)
+    along = along_positions(received)
     figure = go.Figure()
-    for (layer, head), curve in zip(heads, curves, strict=True):
-        figure.add_scatter(
-            x=middle,
-            y=curve,
-            mode="lines" if len(middle) > 1 else "markers",
-            line={"color": theme.layer_colour(depth(layer, n_layers)), "width": 1.3},
-            opacity=0.75 if len(heads) <= _MANY_LINES else 0.45,
-            hovertemplate=f"{head_name(layer, head)}, around token %{{x:,.0f}}: %{{y:.3g}}<extra></extra>",
-            name=head_name(layer, head),
-            showlegend=False,
-        )
-    if not weighted:
-        _add_uniform(figure, received, middle)
-    if len(layers) > 1:
-        layer_colour_bar(figure, layers, n_layers)
+    name = "received_value_mean" if weighted else "received_mean"
+    add_curves(figure, received, name, along, highlight=highlight)
+    if not weighted and "uniform_mean" in received:
+        _add_uniform(figure, received, along.x)
+    key_to_colours(figure, received)
     figure.update_xaxes(title="position of the key [tokens]", tickformat=",", rangemode="tozero")
     unit = "mean attention from a query × ‖v W_O‖" if weighted else "mean attention from a query"
     figure.update_yaxes(type="log", title=unit, **DECADES)
-    finish(figure, title, height=420)
-    return figure.update_layout(margin={"t": 76})
+    return finish(figure, title, 420, caption(figure, received))
 
 
-def precision_cost(cost: xr.Dataset, *, variable: str = "kl", title: str | None = None) -> go.Figure:
+def precision_cost(
+    cost: xr.Dataset, *, variable: str = "kl", title: str | None = None, highlight: Highlight = None
+) -> go.Figure:
     """One point per head and number format: what rounding q and k to it changes; a gap where the head overflows.
 
     Args:
         cost: a `precision_cost` Dataset.
         variable: which of its (layer, head, dtype) numbers to draw.
         title: heading of the figure; by default what the number is.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     cost = with_heads(cost)
-    values, heads = cost[variable], heads_of(cost)
-    figure = go.Figure()
+    cost = cost if "dtype" in cost.dims else cost.expand_dims("dtype")
+    values, heads, named = cost[variable], names_of(cost), named_heads(highlight, cost)
+    figure, lacking = go.Figure(), []
     for place, dtype in enumerate(cost["dtype"].values):
         y = values.sel(dtype=dtype).transpose("layer", "head").values.ravel()
+        y = positive(np.where(np.isfinite(y), y, np.nan))
+        if not np.isfinite(y).any():
+            lacking.append(str(dtype))
+            continue
         figure.add_scatter(
             x=np.arange(len(heads)),
-            y=positive(np.where(np.isfinite(y), y, np.nan)),
+            y=y,
             mode="markers",
             marker={"color": theme.SERIES[place % len(theme.SERIES)], "size": 6, "symbol": place},
-            text=[head_name(*head) for head in heads],
+            text=heads,
             hovertemplate=f"%{{text}}, {dtype}: %{{y:.3g}}<extra></extra>",
             name=str(dtype),
+            showlegend=True,
         )
-    per_layer, layers = cost.sizes["head"], cost["layer"].values
-    step = max(1, round(len(layers) / 30))
     figure.update_xaxes(
         title="layer (one point per head)",
-        tickvals=(np.arange(len(layers)) * per_layer + (per_layer - 1) / 2)[::step],
-        ticktext=[str(layer) for layer in layers[::step]],
+        **head_ticks(cost, 30, named, across=True),
         range=[-1, len(heads)],
         showgrid=False,
     )
-    units = values.attrs.get("units", "")
-    figure.update_yaxes(type="log", title=variable.replace("_", " ") + (f" [{units}]" if units else ""), **DECADES)
-    finish(figure, title or str(values.attrs.get("description", variable)), height=380)
-    return figure.update_layout(margin={"t": 76})
+    mark_places(figure, cost, named, across=True)
+    what = variable.replace("_", " ")
+    figure.update_yaxes(type="log", title=label_of(values, what), **DECADES)
+    if len(lacking) == cost.sizes["dtype"]:
+        say(figure, f"nothing to draw: {what} is zero, infinite or missing in every head")
+    words = [caption(figure, cost), f"not drawn, zero, infinite or missing in every head: {', '.join(lacking)}"]
+    note = "; ".join(word for word in (words if lacking else words[:1]) if word)
+    return finish(figure, title or str(values.attrs.get("description", variable)), 380, note)
 
 
 def _add_uniform(figure: go.Figure, received: xr.Dataset, middle: np.ndarray) -> None:
     """Uniform attention, once for each profile that occurs."""
-    uniform = received["uniform_mean"].transpose("layer", "position_bin").values
+    uniform = received["uniform_mean"]
+    uniform = uniform.isel(head=0) if "head" in uniform.dims else uniform  # of one selected head
+    uniform = uniform.transpose("layer", "position_bin").values
     _, chosen = np.unique(uniform, axis=0, return_index=True)
     for place, row in enumerate(sorted(chosen)):
         figure.add_scatter(
@@ -111,49 +111,63 @@ def _add_uniform(figure: go.Figure, received: xr.Dataset, middle: np.ndarray) ->
         )
 
 
-def relativity_error(errors: xr.Dataset, *, title: str = "Change of the scores when all positions shift") -> go.Figure:
+def relativity_error(
+    errors: xr.Dataset,
+    *,
+    title: str = "Change of the scores when all positions shift",
+    highlight: Highlight = None,
+) -> go.Figure:
     """A layer × head map for each shift: the change, as a share of the scores' own spread.
 
     Args:
         errors: a `relativity_error` Dataset.
         title: heading of the figure.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     change = errors["relativity_error"].assign_attrs(units="")  # from 1e-15 on: no percentages
     change = change if "shift" in change.dims else change.expand_dims("shift")
-    panels = {f"by {shift:,} tokens": change.sel(shift=shift, drop=True) for shift in change["shift"].values.tolist()}
-    return head_scores(xr.Dataset(panels), title=title).update_traces(colorbar_exponentformat="power")
+    panels = {
+        f"by {shift:,} {'token' if abs(shift) == 1 else 'tokens'}": change.sel(shift=shift, drop=True)
+        for shift in change["shift"].values.tolist()
+    }
+    return head_scores(xr.Dataset(panels), title=title, highlight=highlight)
 
 
-def sink_rate(sinks: xr.Dataset) -> go.Figure:
-    """The sink score of each head, and under it the share of heads that pass for sinks.
+def sink_rate(
+    sinks: xr.Dataset, *, title: str | None = None, scale: Scale = "linear", highlight: Highlight = None
+) -> go.Figure:
+    """The sink score of each head, and in the title the share of heads that pass for sinks.
 
     Args:
         sinks: a `sink_rate` Dataset.
+        title: heading of the figure; by default token, threshold and the share of heads above it.
+        scale: colours in equal steps ("linear") or in powers of ten ("log").
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     rate, threshold = float(sinks["sink_rate"]), sinks.attrs["epsilon"]
-    title = f"Attention to token {sinks.attrs['k']}: above {threshold:g} in {rate:.1%} of the heads"
-    return layer_head_map(sinks["sink_score"], title=title)
+    said = f"Attention to token {sinks.attrs['k']}: above {threshold:g} in {rate:.1%} of the heads"
+    return layer_head_map(sinks["sink_score"], title=title or said, scale=scale, highlight=highlight)
 
 
 def bound_by_distance(
-    bounds: xr.Dataset, *, title: str = "Proven bound by distance, and how much of it this text used"
+    bounds: xr.Dataset,
+    *,
+    title: str = "Proven bound by distance, and how much of it this text used",
+    highlight: Highlight = None,
 ) -> go.Figure:
     """Two panels, a line per head in each: the bound, and the largest observed score as a share of it.
 
     Args:
         bounds: a `bound_by_distance` Dataset.
         title: heading of the figure.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
-    bounds = with_heads(thinned(bounds))
-    largest = bounds["score_max"]
-    if bounds["bound"].attrs.get("side", "both") == "both":
-        largest = np.maximum(np.abs(bounds["score_min"]), np.abs(largest))
-    bounds = bounds.assign(used=largest / bounds["bound"])
+    bounds = with_heads(bounds if "used" in bounds else with_share_used(thinned(bounds)))
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08)
     for row, (name, label) in enumerate((("bound", "bound [score]"), ("used", "used, 1 is all")), start=1):
-        add_curves(figure, bounds, name, row=row, col=1)
+        add_curves(figure, bounds, name, along_distance(bounds), highlight=highlight, row=row, col=1)
         figure.update_yaxes(type="log", title=label, **DECADES, row=row, col=1)
         distance_axis(figure, bounds, row=row, col=1)
     figure.update_xaxes(title=None, row=1, col=1)
     key_to_colours(figure, bounds)
-    return finish(figure, title, height=560)
+    return finish(figure, title, 560, caption(figure, bounds))

@@ -7,9 +7,10 @@ from plotly.subplots import make_subplots
 
 from interp.common.words import KIND_NAME, head_name
 from interp.plots import theme
-from interp.plots.base import finish, heads_of, signed_log, signed_log_ticks, with_heads
+from interp.plots.base import finish, heads_of, say, signed_log, signed_log_ticks, with_heads
+from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 
-_PANEL_HEIGHT = 200
+_PANEL_HEIGHT, _STRIP_HEIGHT, _GAP, _MARGINS = 160, 44, 50, 146
 _WORDS = {
     "as_run": "As run",
     "no_norm": "Without QK-norm",
@@ -18,37 +19,46 @@ _WORDS = {
 }
 
 
-def score_ranges(ranges: xr.Dataset, *, title: str | None = None) -> go.Figure:
+def score_ranges(ranges: xr.Dataset, *, title: str | None = None, highlight: Highlight = None) -> go.Figure:
     """One bar per head from its smallest to its largest score, a panel for each stage or variant, with the bound.
 
-    Where the Dataset has quantiles, the outer bar is pale and the inner one holds the scores between them.
+    Where the Dataset has quantiles, the outer bar is pale and the inner one holds the scores between them. A stage or
+    variant that no head has is a strip with a sentence that says why.
 
     Args:
         ranges: a `score_ranges` or `stage_ranges` Dataset.
         title: heading of the figure.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     ranges = with_heads(ranges)
-    dim = "variant" if "variant" in ranges.dims else "stage"
+    dim = "variant" if "variant" in ranges.coords else "stage"
+    ranges = ranges if dim in ranges.dims else ranges.expand_dims(dim)
+    named = named_heads(highlight, ranges)
     panels = [(label, _Panel(ranges.sel({dim: name}))) for name, label in _names(ranges, dim)]
+    tall = [_PANEL_HEIGHT if panel.measured else _STRIP_HEIGHT for _, panel in panels]
     figure = make_subplots(
         rows=len(panels),
         cols=1,
         shared_xaxes=True,
-        vertical_spacing=0.24 / len(panels) if len(panels) > 1 else 0,
+        row_heights=tall,
+        vertical_spacing=_GAP / (sum(tall) + _GAP * (len(panels) - 1)) if len(panels) > 1 else 0,
         subplot_titles=[label for label, _ in panels],
     )
+    figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
+    figure.update_yaxes(**signed_log_ticks(max(panel.reach for _, panel in panels)))
     shown: set[str] = set()
     for row, (_, panel) in enumerate(panels, start=1):
-        panel.draw(figure, row, shown)
-        figure.update_yaxes(title="score", row=row, col=1, zeroline=True)
-    figure.update_yaxes(**signed_log_ticks(max(panel.reach for _, panel in panels)))
-    _head_axis(figure, ranges, len(panels))
+        if panel.measured:
+            panel.draw(figure, row, shown)
+            figure.update_yaxes(title="score", row=row, col=1, zeroline=True)
+            mark_places(figure, ranges, named, across=True, row=row, col=1)
+        else:
+            say(figure, f"no head has it: {panel.reason or 'it was not measured'}", row=row, col=1)
+            figure.update_yaxes(title=None, showticklabels=False, ticks="", showgrid=False, row=row, col=1)
+    figure.update_xaxes(**head_ticks(ranges, 30, named, across=True), range=[-1, len(heads_of(ranges))], showgrid=False)
+    figure.update_xaxes(title="layer (one bar per head)", row=len(panels), col=1)
     figure.update_layout(barmode="overlay", bargap=0)
-    figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
-    finish(figure, title, height=146 + _PANEL_HEIGHT * len(panels))
-    top = {"margin": {"t": 108}, "legend": {"y": 0.965}} if title else {"margin": {"t": 80}, "legend": {"y": 1}}
-    figure.update_layout(margin=top["margin"], legend={**top["legend"], "yref": "container", "yanchor": "top"})
-    return figure
+    return finish(figure, title, height=_MARGINS + sum(tall) + _GAP * (len(panels) - 1))
 
 
 class _Panel:
@@ -63,6 +73,9 @@ class _Panel:
         self.both_sides = "bound" not in part or part["bound"].attrs.get("side", "both") == "both"
         self.limit = self._flat(part, "float16_limit")
         self.inner = self._quantiles(part)
+        self.measured = bool((np.isfinite(self.low) & np.isfinite(self.high)).any())
+        reasons = np.atleast_1d(part["bound_reason"].values).tolist() if "bound_reason" in part else []
+        self.reason = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     @property
     def reach(self) -> float:
@@ -78,7 +91,7 @@ class _Panel:
         limit = {"color": theme.LIMIT, "width": 1.2, "dash": "dot"}
         self._line(figure, row, shown, self.limit, "q·k reaches float16's largest number", limit)
         for kind, colour in theme.KIND_COLOUR.items():
-            if not (mine := self.kinds == kind).any():
+            if not (mine := (self.kinds == kind) & np.isfinite(self.low + self.high)).any():
                 continue
             name = f"{KIND_NAME[kind]} layers"
             pale = 1.0 if self.inner is None else 0.35
@@ -86,6 +99,8 @@ class _Panel:
             shown.add(name)
             if self.inner is not None:
                 self._bars(figure, row, mine, self.inner, colour, 1.0, None)
+        if not np.isfinite(self.mean).any():
+            return
         figure.add_scatter(
             x=self.x,
             y=signed_log(self.mean),
@@ -195,16 +210,3 @@ def _kinds(part: xr.Dataset) -> np.ndarray:
     if "layer_type" not in part.coords:
         return np.full(part.sizes["layer"] * part.sizes["head"], "full_attention")
     return np.repeat(np.atleast_1d(part["layer_type"].values).astype(str), part.sizes["head"])
-
-
-def _head_axis(figure: go.Figure, ranges: xr.Dataset, rows: int) -> None:
-    """Heads side by side, layers named in their middle."""
-    per_layer, layers = ranges.sizes["head"], ranges["layer"].values
-    step = max(1, round(len(layers) / 30))
-    figure.update_xaxes(
-        tickvals=(np.arange(len(layers)) * per_layer + (per_layer - 1) / 2)[::step],
-        ticktext=[str(value) for value in layers[::step]],
-        range=[-1, per_layer * len(layers)],
-        showgrid=False,
-    )
-    figure.update_xaxes(title="layer (one bar per head)", row=rows, col=1)

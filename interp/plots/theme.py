@@ -44,6 +44,7 @@ def scale(colours: tuple[str, ...]) -> list[list]:
 SHADE_SCALE = scale(SHADES)
 DIVERGING_SCALE = scale(DIVERGING)
 LAYER_SCALE = scale(LAYERS)
+BAR = {"thickness": 10, "len": 1, "outlinewidth": 0}
 KIND_COLOUR = {"sliding_attention": SLIDING, "full_attention": FULL}
 
 
@@ -63,7 +64,17 @@ def template() -> go.layout.Template:
     }
     layout = go.Layout(
         font={"family": FONT, "size": 12, "color": INK},
-        title={"font": {"size": 15}, "x": 0, "xref": "paper", "xanchor": "left", "yref": "container", "y": 0.98},
+        title={
+            "font": {"size": 15},
+            "subtitle": {"font": {"size": 12, "color": QUIET}},
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "yref": "container",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 12},
+        },
         paper_bgcolor=PAPER,
         plot_bgcolor=PAPER,
         colorway=SERIES,

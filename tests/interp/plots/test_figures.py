@@ -130,16 +130,22 @@ def test_score_ranges_by_variant_with_bound_quantiles_and_float16(layers, heads,
             "bound": (dims, np.where(np.arange(3) == 0, 40.0, np.nan) * np.ones(shape)),
             "quantile": ((*dims, "q"), quantiles),
             "float16_limit": ("layer", np.full(layers, 4094.0)),
+            "bound_reason": (("layer", "variant"), [["", "nothing limits q and k", "there is no rotation"]] * layers),
         },
         {**coordinates(layers, heads), "variant": variants, "q": levels},
     )
     figure = both_themes(plots.show(result_of("score_ranges", ranges, "")))
     bars = [trace for trace in figure.data if trace.type == "bar"]
     bases = np.concatenate([np.asarray(bar.base, dtype=float) for bar in bars])
-    expected = np.concatenate([signed_log(ranges["min"].values.ravel()), signed_log(quantiles[..., 0].ravel())])
+    # The third variant, which no head has, is a strip that says so.
+    there = np.concatenate([ranges["min"].values[..., :2].ravel(), quantiles[..., :2, 0].ravel()])
+    assert np.isfinite(there).all() and len(bases) == len(there)
+    expected = signed_log(there)
+    sentences = [note.text for note in figure.layout.annotations if "no head has it" in note.text]
+    assert sentences == ["no head has it: there is no rotation"]
     np.testing.assert_allclose(np.sort(bases), np.sort(expected))
     limits = [trace for trace in figure.data if "float16" in (trace.name or "")]
-    assert len(limits) == 6
+    assert len(limits) == 4
     np.testing.assert_allclose(np.nanmax(limits[0].y), signed_log(np.array(4094.0)))
     named = [trace.name for trace in figure.data if trace.showlegend and trace.name]
     assert len(named) == len(set(named))
@@ -202,7 +208,9 @@ def test_received_and_precision(layers, heads, n, window):
     )
     figure = both_themes(plots.show(result_of("precision_cost", precision, "")))
     expected = np.where(np.isfinite(cost[..., 1]), cost[..., 1], np.nan).astype(np.float32)
-    np.testing.assert_array_equal(figure.data[1].y, expected.ravel())
+    drawn = {trace.name: trace.y for trace in figure.data}
+    np.testing.assert_array_equal(drawn["bfloat16"], expected.ravel())
+    assert ("float16" in drawn) == bool(np.isfinite(cost[..., 0]).any())
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (3, 90), (40, 40)])
@@ -244,8 +252,12 @@ def test_loss_of_several_schedules():
 def test_what_cannot_be_shown_says_so():
     with pytest.raises(InputError, match="no figure for the analysis 'nothing'"):
         plots.show(result_of("nothing", xr.Dataset(), ""))
-    with pytest.raises(InputError, match="no figure for the analysis None"):
+    with pytest.raises(InputError, match=r"no figure shows this array over \(x\)"):
         plots.show(xr.DataArray([1.0], dims="x"))
+    with pytest.raises(InputError, match="a Dataset that no analysis marked"):
+        plots.show(xr.Dataset())
+    with pytest.raises(InputError, match="this is a list"):
+        plots.show([1.0])  # pyright: ignore[reportArgumentType]
 
 
 def test_dark_changes_colours_and_never_words():
@@ -291,5 +303,8 @@ def test_statistics_draw_themselves_and_say_what_they_lack():
     q, k = torch.randn(40, 3, 8), torch.randn(40, 1, 8)
     spec = AttentionSpec(scale=0.3)
     assert len(plots.show(attention_statistics(q, k, spec)).data) == 3
-    with pytest.raises(InputError, match='"distances" among the groups'):
-        plots.show(attention_statistics(q, k, spec, groups="rows"))
+    for groups, panels in (("rows", 5), ("keys", 2), (("rows", "keys"), 5)):
+        drawn = plots.show(attention_statistics(q, k, spec, groups=groups))
+        assert len([trace for trace in drawn.data if trace.meta is None]) == 3 * panels
+    with pytest.raises(InputError, match=r"score_count, which no figure shows.*measure with \"distances\""):
+        plots.show(attention_statistics(q, k, spec, groups="scores"))

@@ -151,8 +151,9 @@ def test_score_ranges_draw_each_bar_from_minimum_to_maximum(layers, heads, stage
     bars = [trace for trace in figure.data if trace.type == "bar"]
     low = np.sort(score_at(np.concatenate([np.asarray(bar.base) for bar in bars])))
     high = np.sort(score_at(np.concatenate([np.asarray(bar.base) + np.asarray(bar.y) for bar in bars])))
-    np.testing.assert_allclose(low, np.sort(ranges["score_min"].values.ravel()))
-    np.testing.assert_allclose(high, np.sort(ranges["score_max"].values.ravel()))
+    there = np.isfinite(ranges["score_min"].values)  # a layer that lacks the stage has no bars
+    np.testing.assert_allclose(low, np.sort(ranges["score_min"].values[there]))
+    np.testing.assert_allclose(high, np.sort(ranges["score_max"].values[there]))
     bounds = [trace for trace in figure.data if trace.name == "proven bound"]
     assert len(bounds) == 2 * (stages - 1)
     for trace in bounds:
