@@ -1,5 +1,7 @@
 """RMSNorm and LayerNorm of the residual stream, with hooks on the divisor and on the normalised tensor."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -71,8 +73,10 @@ class Norm(nn.Module):
         if self.weight is not None:
             # Nemotron's LayerNorm adds the 1 in the weight's own type, Gemma's RMSNorm in float32.
             late = self.offset if self.cfg.normalization_type == "RMS" else 0.0
-            gain = (self.weight if late else self.gain).to(normed.dtype)
-            normed = normed * (late + gain if late else gain)
+            if late:
+                normed = normed * (late + self.weight.to(normed.dtype))
+            else:
+                normed = normed * cast(Tensor, self.gain).to(normed.dtype)
         if self.bias is not None:
             normed = normed + self.bias.to(normed.dtype)
         return normed.to(x.dtype)

@@ -114,7 +114,8 @@ def _normed(cap: CaptureData, layer: int, tensor: str, x: Tensor) -> Tensor:
         )
     scope: Any = "full" if config.scope == "full" else "per_head"
     config = replace(config, scope=scope, affine=True, bias=bias is not None, unit_offset=False)
-    norm = QKNorm(config, *gain.shape)
+    n_heads, d_head = gain.shape
+    norm = QKNorm(config, n_heads, d_head)
     wide = torch.promote_types(x.dtype, torch.float32) if config.scale_before_cast else x.dtype
     for name, value in (("weight", gain), ("bias", bias)):
         if value is not None:
