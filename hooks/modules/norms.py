@@ -43,9 +43,7 @@ class Norm(nn.Module):
     @property
     def gain(self) -> Float[Tensor, " d_model"] | float:
         """What each normalised feature is multiplied by, offset included; 1 without a gain."""
-        if self.weight is None:
-            return 1.0
-        return self.offset + self.weight if self.offset else self.weight
+        return 1.0 if self.weight is None else self.offset + self.weight
 
     def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """What is squared and divided: x − mean(x) for LayerNorm, x for RMSNorm."""
@@ -70,9 +68,9 @@ class Norm(nn.Module):
             normed = normed.to(x.dtype)
         if self.weight is not None:
             # Nemotron's LayerNorm adds the 1 in the weight's own type, Gemma's RMSNorm in float32.
-            late = self.offset if self.cfg.normalization_type == "RMS" else 0.0
-            gain = (self.weight if late else self.gain).to(normed.dtype)
-            normed = normed * (late + gain if late else gain)
+            early = self.cfg.normalization_type == "LN" and self.offset
+            gain = (self.offset + self.weight if early else self.weight).to(normed.dtype)
+            normed = normed * (self.offset + gain if self.offset and not early else gain)
         if self.bias is not None:
             normed = normed + self.bias.to(normed.dtype)
         return normed.to(x.dtype)
