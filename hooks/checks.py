@@ -112,8 +112,9 @@ def choices(
 def words(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> tuple[str, ...]:
     """One or several texts, each once, in the order given; none is allowed."""
     several = [value] if isinstance(value, str) else value
-    found: list[Any] = list(several) if isinstance(several, Iterable) and not isinstance(several, bytes) else [None]
-    if any(not isinstance(each, str) or not each for each in found):
+    given = list(several) if isinstance(several, Iterable) and not isinstance(several, bytes) else [None]
+    found = [each for each in given if isinstance(each, str) and each]
+    if len(found) != len(given):
         raise error(f"{name}={shown(value)}: give a text, or several")
     return tuple(dict.fromkeys(found))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hooks.attached.masks import MaskEditError
 from hooks.attached.probe import PROBE_LENGTH, first_tensor, run_probe
 from hooks.errors import AttachError
+from hooks.functional.float64 import to_float64
 
 _LAST = 8  # tokens compared: the last ones, beyond whatever the length was chosen to pass
 _LONGEST = 4096 + _LAST
@@ -90,7 +91,8 @@ def check_same(model: Any, own: Outputs) -> tuple[str, ...]:
         except AttachError as error:
             limits.append(f"on {n} tokens it is refused: {error}")
             continue
-        apart = (found.double() - expected.double()).abs().flatten(1).amax(-1) / expected.abs().max().double()
+        wide = to_float64(expected)
+        apart = (to_float64(found) - wide).abs().flatten(1).amax(-1) / wide.abs().max()
         eps = torch.finfo(expected.dtype).eps
         # In low precision two ways to sum are apart, and an expert may change; most tokens still agree.
         error = float(apart.max() if eps < 1e-5 else apart.median())

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Where a model runs, how it is called, what is said of it and how it was drawn do not decide what it computes.
-ASIDE = frozenset({"device", "model_name", "provenance", "seed"})
+# Where a model runs, how it is called, what is said of it, how it was drawn and what its tokenizer puts before a text do
+# not decide what it computes on tokens.
+ASIDE = frozenset({"device", "model_name", "provenance", "seed", "default_prepend_bos", "tokenizer_prepends_bos"})
 
 
 def differing_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:

@@ -154,10 +154,10 @@ class Family:
             hf = {**outer, **inner, **tied}
         settings = Settings(hf, self)
         try:
-            _check_layers(self, settings)
+            _check_layers(settings, self.settings["n_layers"])
             fields = {name: settings[r] if isinstance(r, str) else r(settings) for name, r in self.settings.items()}
             rope = self.rope(settings)
-            _refuse_unknown(self, settings, ignored_keys)
+            _refuse_unknown(settings, self, ignored_keys)
             return HookedTransformerConfig(**self.fixed, **fields, rope=rope, provenance=settings.provenance)
         except RopescopeError:
             raise
@@ -169,14 +169,13 @@ class Family:
             ) from error
 
 
-def _check_layers(family: Family, settings: Settings) -> None:
+def _check_layers(settings: Settings, key: Read) -> None:
     """Raise for a number of layers that no model has, before anything is made for each layer."""
-    key = family.settings["n_layers"]
     if isinstance(key, str) and key in settings.raw:
         whole(key, settings.raw[key], at_least=1, at_most=MOST_LAYERS, error=ConfigError)
 
 
-def _refuse_unknown(family: Family, settings: Settings, ignored_keys: Collection[str]) -> None:
+def _refuse_unknown(settings: Settings, family: Family, ignored_keys: Collection[str]) -> None:
     """Raise for a key that neither the row nor the shared lists know, or a value that no code here honours."""
     if "quantization_config" in settings.raw and "quantization_config" not in ignored_keys:
         method = settings.raw["quantization_config"]

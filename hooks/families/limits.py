@@ -36,6 +36,14 @@ _OWN_ATTENTION = (
     "its positions are not rotations, and its attention goes past transformers' AttentionInterface, where attach would "
     "reach it; TransformerLens' TransformerBridge hooks it"
 )
+_OUT_OF_REACH = (
+    "its attention goes past transformers' AttentionInterface, where attach would reach it, and no row describes it; "
+    "TransformerLens' TransformerBridge hooks it"
+)
+_NOTHING_HOOKS = (
+    "its attention goes past transformers' AttentionInterface, where attach would reach it, and no row describes it: "
+    "nothing here hooks it"
+)
 _GROUPS: dict[str, str] = {
     "mixtral qwen2_moe qwen3_moe gpt_oss flex_olmo glm4_moe dots1 granitemoe hunyuan_v1_moe phimoe ernie4_5_moe "
     "llama4 llama4_text exaone_moe cohere2_moe": _MIXTURE,
@@ -49,5 +57,7 @@ _GROUPS: dict[str, str] = {
     "ministral3": _POSITION_SCALED,
     "gpt2 gpt_bigcode opt": _LEARNED_POSITIONS,
     "gpt_neo bloom mpt": _OWN_ATTENTION,
+    "falcon xglm": _OUT_OF_REACH,
+    "gpt_neox_japanese doge": _NOTHING_HOOKS,
 }
 LIMITS: dict[str, str] = {what: why for whats, why in _GROUPS.items() for what in whats.split()}

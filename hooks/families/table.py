@@ -209,7 +209,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
         hint = f" (nearest: {near[0]})" if near else ""
         raise UnknownModelError(
             f"no model family {model_type!r} here{hint}; known: {', '.join(FAMILIES)} (rows of hooks.families.table). "
-            "HookedTransformer.attach(model) hooks a live transformers model of any other"
+            "HookedTransformer.attach(model) hooks a live transformers model of most others"
         )
     return FAMILIES[model_type]
 

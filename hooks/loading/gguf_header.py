@@ -80,7 +80,7 @@ class _Reader:
     """A walk through the header, front to back."""
 
     def __init__(self, data: np.ndarray):
-        self.data, self.buffer, self.at = data, memoryview(data.data), 0
+        self.data, self.buffer, self.at = data, data.data, 0
 
     def read(self) -> Header:
         """The whole header."""

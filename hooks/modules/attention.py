@@ -66,8 +66,8 @@ class Attention(AttentionWeights, nn.Module):
         self.v_proj = nn.Linear(cfg.d_model, kv_width, bias=cfg.attn_bias, **options)
         self.o_proj = nn.Linear(q_width, cfg.d_model, bias=cfg.attn_out_bias, **options)
         if cfg.qk_norm is not None:
-            self.q_norm = QKNorm(cfg.qk_norm, cfg.n_heads, cfg.d_head, cfg.dtype)
-            self.k_norm = QKNorm(cfg.qk_norm, cfg.n_kv_heads, cfg.d_head, cfg.dtype)
+            self.q_norm = QKNorm(cfg.qk_norm, cfg.n_heads, cfg.d_head, dtype=cfg.dtype)
+            self.k_norm = QKNorm(cfg.qk_norm, cfg.n_kv_heads, cfg.d_head, dtype=cfg.dtype)
         sinks = nn.Parameter(torch.empty(cfg.n_heads, **options)) if cfg.learned_sinks else None
         self.register_parameter("sinks", sinks)
         self._add_hook_points()

@@ -1,7 +1,5 @@
 """RMSNorm and LayerNorm of the residual stream, with hooks on the divisor and on the normalised tensor."""
 
-from typing import cast
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -45,9 +43,7 @@ class Norm(nn.Module):
     @property
     def gain(self) -> Float[Tensor, " d_model"] | float:
         """What each normalised feature is multiplied by, offset included; 1 without a gain."""
-        if self.weight is None:
-            return 1.0
-        return self.offset + self.weight if self.offset else self.weight
+        return 1.0 if self.weight is None else self.offset + self.weight
 
     def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """What is squared and divided: x − mean(x) for LayerNorm, x for RMSNorm."""
@@ -72,11 +68,9 @@ class Norm(nn.Module):
             normed = normed.to(x.dtype)
         if self.weight is not None:
             # Nemotron's LayerNorm adds the 1 in the weight's own type, Gemma's RMSNorm in float32.
-            late = self.offset if self.cfg.normalization_type == "RMS" else 0.0
-            if late:
-                normed = normed * (late + self.weight.to(normed.dtype))
-            else:
-                normed = normed * cast(Tensor, self.gain).to(normed.dtype)
+            early = self.cfg.normalization_type == "LN" and self.offset
+            gain = (self.offset + self.weight if early else self.weight).to(normed.dtype)
+            normed = normed * (self.offset + gain if self.offset and not early else gain)
         if self.bias is not None:
             normed = normed + self.bias.to(normed.dtype)
         return normed.to(x.dtype)

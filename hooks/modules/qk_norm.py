@@ -30,7 +30,7 @@ class QKNorm(nn.Module):
             the output; looking at it changes no bit.
     """
 
-    def __init__(self, config: QKNormConfig, n_heads: int, d_head: int, dtype: torch.dtype = torch.float32):
+    def __init__(self, config: QKNormConfig, n_heads: int, d_head: int, *, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config, self.n_heads, self.d_head = config, n_heads, d_head
         shapes = {"head": (d_head,), "per_head": (n_heads, d_head), "full": (n_heads * d_head,)}

@@ -65,9 +65,10 @@ def stats(
 
     if analysis is not None and analysis not in CATALOGUE:
         raise InputError(f"no analysis {analysis!r}: there are {', '.join(CATALOGUE)}")
-    typer.echo("s: score, p: attention, Δ: distance; <name>: a setting of the call")
+    say = _console().out  # not typer.echo, which writes UTF-8 to a terminal that asked for ASCII
+    say("s: score, p: attention, Δ: distance; <name>: a setting of the call", highlight=False)
     for name in CATALOGUE if analysis is None else [analysis]:
-        typer.echo()
+        say()
         _print_variables(name, CATALOGUE[name])
 
 

@@ -51,7 +51,9 @@ def _text_of(path: Path) -> bytes:
 
 def _under_settings(model: HookedTransformer, cfg: HookedTransformerConfig) -> HookedTransformer:
     """The model under the settings of a config, where they are not its own."""
-    changes = {name: getattr(cfg, name) for name in differing_settings(cfg.to_dict(), model.cfg.to_dict())}
+    # The weights' type is that of the manifest: a model that was cast still has the type it was loaded in as a setting.
+    differing = set(differing_settings(cfg.to_dict(), model.cfg.to_dict())) - {"dtype"}
+    changes = {name: getattr(cfg, name) for name in sorted(differing)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the capture began
         return model.with_config(**changes) if changes else model

@@ -98,3 +98,12 @@ def test_an_error_shows_little_of_what_is_large_or_hostile():
     assert checks.shown(torch.zeros(2, 3)) == "Tensor of shape (2, 3) and type torch.float32"
     assert len(checks.shown("x" * 10_000)) == 200
     assert checks.shown(Hostile()) == "a Hostile"
+
+
+def test_words():
+    assert checks.words("keys", "a") == ("a",)
+    assert checks.words("keys", ["b", "a", "b"]) == ("b", "a")
+    assert checks.words("keys", ()) == ()
+    for value in (None, 3, b"a", ["a", 3], [""], ""):
+        with pytest.raises(InputError, match="keys="):
+            checks.words("keys", value)

@@ -200,7 +200,7 @@ def test_other_heads_than_it_was_made_for_are_named():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_gain_has_the_type_that_is_asked_for(dtype):
-    norm = QKNorm(QKNormConfig(kind="layer", bias=True), 2, 4, dtype)
+    norm = QKNorm(QKNormConfig(kind="layer", bias=True), 2, 4, dtype=dtype)
     assert (norm.weight.dtype, norm.bias.dtype) == (dtype, dtype)
     model = tiny_model(dtype=dtype, qk_norm=QKNormConfig())
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}

@@ -100,7 +100,9 @@ def test_shifts_and_sinks_are_maps_of_their_numbers(cap):
     sinks = interp.sink_rate(cap, epsilon=0.05)
     figure = plots.show(sinks)
     np.testing.assert_allclose(figure.data[0].z, sinks["sink_score"], rtol=1e-6)
-    assert f"above 0.05 in {float(sinks['sink_rate']):.1%} of the heads" in figure.layout.title.text
+    assert f"above 0.05 in {float(sinks['sink_rate']):.1%} of the heads" in figure.layout.title.text.replace(
+        "<br>", " "
+    )
 
 
 def test_rankings_are_tables_and_their_texts_stay_texts(cap):
