@@ -159,7 +159,8 @@ def _other_way(model: nn.Module) -> str:
 def run_probe(model: Any, n: int = PROBE_LENGTH, first: int = 0, **options: Any) -> Any:
     """One pass over n ordinary token ids, at positions from `first` on."""
     text_config = model.config.get_text_config()
-    special = {v for c in (model.config, text_config) for k, v in vars(c).items() if k.endswith(("_id", "_index"))}
+    named = [v for c in (model.config, text_config) for k, v in vars(c).items() if k.endswith(("_id", "_index"))]
+    special = {each for v in named for each in (v if isinstance(v, list | tuple) else [v])}
     ordinary = [i for i in range(text_config.vocab_size) if i not in special] or [0]
     spread = n if n == PROBE_LENGTH else _STEPS
     ids = [ordinary[int((2 * i + 1) * len(ordinary) / (2 * spread)) % len(ordinary)] for i in range(n)]

@@ -148,6 +148,15 @@ def test_a_quantised_model_is_attached_as_it_is():
             attached.blocks[0].attn.W_O  # noqa: B018
 
 
+def test_several_ends_of_a_text_are_no_hindrance():
+    model, ids = tiny_model("qwen3"), tokens(9)
+    model.config.eos_token_id = [2, 5]
+    with HookedTransformer.attach(model) as attached:
+        assert attached(ids).shape == (2, 9, 97)
+    with HookedTransformer.attach(tiny_model("glm4")) as attached, torch.no_grad():
+        assert attached(ids).shape == (2, 9, 97)
+
+
 def test_attaching_again_takes_over():
     model, ids = foreign_model("mixtral"), foreign_tokens(7)
     first = HookedTransformer.attach(model)

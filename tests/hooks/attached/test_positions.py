@@ -5,8 +5,11 @@ import torch
 from tiny import tiny_model, tokens
 from tiny_foreign import foreign_model, foreign_tokens
 from transformers import DynamicCache
+from transformers.masking_utils import sliding_window_causal_mask_function
 
 from hooks import HookedTransformer, recipes
+from hooks.attached.masks import mask_rules
+from hooks.attached.positions import true_positions
 from hooks.errors import AttachError
 
 NEW = 9
@@ -77,6 +80,17 @@ def test_a_hook_finds_the_position_of_every_query_and_key(name, cache):
                     first = 0 if window is None else max(0, int(at[query]) + 1 - window)
                     found = keys[row][visible[row, 0, query - len(at)]]
                     assert torch.equal(found, torch.arange(first, int(at[query]) + 1)), (hook, step, row)
+
+
+@pytest.mark.parametrize("pads", [[0, 0], [4, 0]])
+def test_positions_follow_from_the_mask_where_the_model_hands_none_on(pads):
+    """A cache of the last 6 of 11 tokens and one new one: 7 keys, the first of them the text's sixth."""
+    mask = torch.arange(12) >= torch.tensor(pads)[:, None]
+    where = {"q_length": 1, "kv_length": 7, "q_offset": 11, "kv_offset": 5, "batch_size": 2}
+    rules = mask_rules(**where, attention_mask=mask, mask_function=sliding_window_causal_mask_function(7), local_size=7)
+    queries, keys = true_positions(rules, 7, 1, None, torch.device("cpu"))
+    expected = torch.arange(5, 12)[None] - torch.tensor(pads)[:, None]
+    assert torch.equal(keys.expand(2, -1), expected) and torch.equal(queries.expand(2, -1), expected[:, -1:])
 
 
 @pytest.mark.parametrize("shift", [0, 3])

@@ -28,10 +28,10 @@ def llama(**options):
     return model
 
 
-@pytest.mark.parametrize("beyond", [0, 9])
+@pytest.mark.parametrize("beyond", [0, 40])
 def test_a_model_that_computes_something_else_when_attached_is_refused(beyond):
     """It hides the first key where its mask is the table that it expects, beyond a length that its config names."""
-    model = llama(sliding_window=9)
+    model = llama(sliding_window=40)
 
     def edit(module, args, kwargs):
         mask = kwargs["attention_mask"]

@@ -122,6 +122,28 @@ def test_an_attached_model_runs_whole_and_by_layers_in_several_threads_at_once()
         assert wrong == []
 
 
+def test_a_thread_that_looks_at_layers_silences_no_other():
+    tokens, inside, leave = random_tokens(12), threading.Event(), threading.Event()
+    with HookedTransformer.attach(foreign_model("mixtral")) as model, torch.no_grad():
+        logits, expected = model.run_with_cache(tokens)
+
+        def hold():
+            with model._silent(lambda layer, *_, **__: None):
+                inside.set()
+                leave.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            assert inside.wait(60)
+            again, cache = model.run_with_cache(tokens)
+        finally:
+            leave.set()
+            thread.join()
+        assert torch.equal(again, logits) and set(cache) == set(expected)
+        assert all(torch.equal(cache[name], expected[name]) for name in expected)
+
+
 def test_tasks_of_one_thread_have_hooks_of_their_own():
     model, tokens = tiny_model(), random_tokens(7)
     plain = model(tokens)
@@ -180,6 +202,15 @@ def test_backward_hooks_see_and_edit_gradients_after_their_run_has_ended():
     assert not point.has_hooks()
     in_a_thread(loss.backward)
     assert torch.equal(seen[0], 2 * torch.arange(3.0)) and torch.equal(x.grad, 6 * torch.arange(3.0))
+
+
+def test_a_backward_hook_finds_what_its_forward_pass_noted():
+    point = HookPoint()
+    point.add_hook(lambda x, hook: hook.ctx.update(factor=5), level=1)
+    point.add_hook(lambda g, hook: g * hook.ctx["factor"], dir="bwd", level=1)
+    x = torch.ones(2, requires_grad=True)
+    in_a_thread(point(x).sum().backward)
+    assert torch.equal(x.grad, torch.full((2,), 5.0))
 
 
 def test_hooks_run_in_order_and_notes_are_a_contexts_own():
