@@ -99,7 +99,7 @@ def test_the_portable_pass_waits_as_often_at_any_length(cuda):
         w_o = torch.randn(4, 8, 12).to(cuda.device)
         for name, spec in (*SPECS.items(), ("sinks", AttentionSpec(0.3, sinks=torch.ones(4, device=cuda.device)))):
             counts[name, n, kv_heads], why = waits(cuda, partial(attention_statistics, q, k, spec, v=v, w_o=w_o))
-            assert counts[name, n, kv_heads] <= 51 + 2 * kv_heads, why
+            assert counts[name, n, kv_heads] <= 53 + 2 * kv_heads, why
     for name in (*SPECS, "sinks"):
         assert counts[name, 130, 1] == counts[name, 520, 1] == counts[name, 520, 2] - 2
 
