@@ -53,7 +53,7 @@ def series_colour(place: int) -> str:
     return theme.SERIES[place % len(theme.SERIES)]
 
 
-def head_ticks(data: xr.Dataset, most: int, named: Mapping[tuple[int, int], str], *, across: bool) -> dict[str, list]:
+def head_ticks(data: xr.Dataset, most: int, named: Mapping[tuple[int, int], str], *, across: bool) -> Any:
     """Ticks of an axis with one place for each head: layers at their middle, and the heads picked out by name.
 
     A layer's number makes way for a name: in a row it is as high as a line, across it is as wide as half of the name.

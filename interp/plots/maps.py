@@ -46,7 +46,7 @@ def layer_head_map(
     """
     log, values = _is_log(scale), with_heads(values)
     named, labels = named_heads(highlight, values), names_of(values)
-    trace = _panel(values, ceiling, labels, named)
+    trace: Any = _panel(values, ceiling, labels, named)
     trace.colorbar = {**theme.BAR, **_bar_title(values, scale)}
     figure = go.Figure(_in_decades(trace) if log else trace)
     _layer_head_axes(figure)
@@ -79,7 +79,7 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
     down = math.ceil(len(names) / across)
     panel = int(np.clip(40 + 9 * summary.sizes["layer"], 110, 300))
     height = 130 + down * (panel + 66)
-    panels = [_panel(summary[name], None, labels, named) for name in names]
+    panels: Any = [_panel(summary[name], None, labels, named) for name in names]
     ticks = [_few_ticks(trace, summary[name]) for trace, name in zip(panels, names, strict=True)]
     longest = max(len(text) for tick in ticks for text in tick["ticktext"])
     figure = make_subplots(
@@ -91,9 +91,9 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
         vertical_spacing=66 / (height - 130) if down > 1 else 0,
     )
     for place, name in enumerate(names):
-        where = {"row": place // across + 1, "col": place % across + 1}
+        where: Any = {"row": place // across + 1, "col": place % across + 1}
         trace = panels[place]
-        axis: Any = figure.get_subplot(*where.values())
+        axis: Any = figure.get_subplot(where["row"], where["col"])
         right, (low, high) = axis.xaxis.domain[1], axis.yaxis.domain
         trace.colorbar = {"x": right + 0.004, "y": (low + high) / 2, "len": high - low, "thickness": 6, "xpad": 0}
         trace.colorbar.update({"outlinewidth": 0, "tickfont": {"size": 9}, **ticks[place]})
@@ -101,8 +101,8 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
         outline_cells(figure, summary[name], named, labels=False, **where)
     figure.update_annotations(font={"size": 11})
     for place in range(len(names)):
-        where = {"row": place // across + 1, "col": place % across + 1}
-        if not np.isfinite(figure.data[place].z).any():
+        where: Any = {"row": place // across + 1, "col": place % across + 1}
+        if not np.isfinite(panels[place].z).any():
             say(figure, "not measured", **where)
         lowest = place + across >= len(names)
         figure.update_xaxes(title="head" if lowest else None, **where)
@@ -190,7 +190,7 @@ def _is_log(scale: Scale) -> bool:
     return choice("scale", scale, get_args(Scale)) == "log"
 
 
-def _in_decades(trace: go.Heatmap) -> go.Heatmap:
+def _in_decades(trace: Any) -> go.Heatmap:
     """A layer × head map with colours in powers of ten below its strongest; the hover keeps the numbers themselves."""
     values, top = np.asarray(trace.z), float(trace.zmax)
     if trace.zmin < 0:
@@ -256,7 +256,7 @@ def _layer_head_axes(figure: go.Figure, **ticks: Any) -> None:
         figure.update_layout(xaxis={"title": "head"}, yaxis={"title": "layer"})
 
 
-def _few_ticks(trace: go.Heatmap, values: xr.DataArray) -> dict:
+def _few_ticks(trace: Any, values: xr.DataArray) -> dict:
     """Three ticks in few letters, which fit beside a small panel whatever their size: −2e-15, 0, 2e-15."""
     low, high = float(trace.zmin), float(trace.zmax)
     places = [low, (low + high) / 2, high]

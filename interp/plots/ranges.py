@@ -74,7 +74,7 @@ class _Panel:
         self.limit = self._flat(part, "float16_limit")
         self.inner = self._quantiles(part)
         self.measured = bool((np.isfinite(self.low) & np.isfinite(self.high)).any())
-        reasons = np.atleast_1d(part["bound_reason"].values).tolist() if "bound_reason" in part else []
+        reasons = part["bound_reason"].values.ravel().tolist() if "bound_reason" in part else []
         self.reason = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     @property
