@@ -11,7 +11,7 @@ from interp.plots import theme
 
 # A log axis has no zero: the token itself (Δ = 0) is drawn half a step left of Δ = 1.
 ZERO_AT = 0.5
-_TITLE_LENGTH, _NOTE_LENGTH = 52, 66
+_TITLE_LENGTH, _NOTE_LENGTH = 56, 66
 # About what a legend takes in CSS pixels, in a figure as narrow as a phone's page.
 _LEGEND_MARK, _LEGEND_LETTER, _NARROW = 46, 6.5, 420
 DECADES = {"dtick": 1, "exponentformat": "power", "minor": {"showgrid": False}}
@@ -54,13 +54,15 @@ def traces_of(figure: go.Figure) -> list[Any]:
 
 def say(figure: go.Figure, sentence: str, **where: Any) -> None:
     """A sentence in the middle of a panel that has nothing to draw."""
-    axes: Any = figure.get_subplot(where["row"], where["col"]) if where else None
-    x, y = (axes.yaxis.anchor, axes.xaxis.anchor) if axes else ("x", "y")
+    panel: Any = figure.get_subplot(where["row"], where["col"]) if where else figure.layout
+    # In parts of the page: plotly leaves out the axes of a panel without traces, and what is tied to them.
+    x, y = (sum(axis.domain or (0, 1)) / 2 for axis in (panel.xaxis, panel.yaxis))
     figure.add_annotation(
-        x=0.5,
-        y=0.5,
-        xref=f"{x} domain",
-        yref=f"{y} domain",
+        x=x,
+        y=y,
+        xref="paper",
+        yref="paper",
+        yanchor="middle",
         text=in_lines(sentence, _NOTE_LENGTH),
         showarrow=False,
         font={"size": 12, "color": theme.QUIET},

@@ -79,7 +79,7 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
     down = math.ceil(len(names) / across)
     panel = int(np.clip(40 + 9 * summary.sizes["layer"], 110, 300))
     height = 130 + down * (panel + 66)
-    panels = [_panel(summary[name], None, labels, named) for name in names]
+    panels: Any = [_panel(summary[name], None, labels, named) for name in names]
     ticks = [_few_ticks(trace, summary[name]) for trace, name in zip(panels, names, strict=True)]
     longest = max(len(text) for tick in ticks for text in tick["ticktext"])
     figure = make_subplots(
@@ -91,9 +91,9 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
         vertical_spacing=66 / (height - 130) if down > 1 else 0,
     )
     for place, name in enumerate(names):
-        where: dict[str, Any] = {"row": place // across + 1, "col": place % across + 1}
-        trace: Any = panels[place]
-        axis: Any = figure.get_subplot(*where.values())
+        where: Any = {"row": place // across + 1, "col": place % across + 1}
+        trace = panels[place]
+        axis: Any = figure.get_subplot(where["row"], where["col"])
         right, (low, high) = axis.xaxis.domain[1], axis.yaxis.domain
         trace.colorbar = {"x": right + 0.004, "y": (low + high) / 2, "len": high - low, "thickness": 6, "xpad": 0}
         trace.colorbar.update({"outlinewidth": 0, "tickfont": {"size": 9}, **ticks[place]})
@@ -101,8 +101,8 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
         outline_cells(figure, summary[name], named, labels=False, **where)
     figure.update_annotations(font={"size": 11})
     for place in range(len(names)):
-        where: dict[str, Any] = {"row": place // across + 1, "col": place % across + 1}
-        if not np.isfinite(figure.data[place].z).any():
+        where: Any = {"row": place // across + 1, "col": place % across + 1}
+        if not np.isfinite(panels[place].z).any():
             say(figure, "not measured", **where)
         lowest = place + across >= len(names)
         figure.update_xaxes(title="head" if lowest else None, **where)

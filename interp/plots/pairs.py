@@ -19,7 +19,7 @@ from interp.plots.base import (
     with_heads,
 )
 from interp.plots.distance import head_rows
-from interp.plots.highlight import Highlight
+from interp.plots.highlight import Highlight, named_heads
 
 
 def frequency_pairs(
@@ -40,14 +40,15 @@ def frequency_pairs(
         layer: layer of the head to draw.
         head: the head to draw.
         title: heading of the figure.
-        highlight: among all heads, those to pick out, as (layer, head), or {(layer, head): name}.
+        highlight: heads to pick out or name, as (layer, head), or {(layer, head): name}.
     """
     bias = with_heads(bias)
     heads = heads_of(bias)
     if layer is None and head is None and len(heads) > 1:
         return _all_heads(bias, title, highlight)
     chosen = (heads[0][0] if layer is None else layer, heads[0][1] if head is None else head)
-    return _one_head(bias.sel(layer=chosen[0], head=chosen[1]), head_name(*chosen), title)
+    name = named_heads(highlight, bias).get(chosen, head_name(*chosen))
+    return _one_head(bias.sel(layer=chosen[0], head=chosen[1]), name, title)
 
 
 def _one_head(bias: xr.Dataset, name: str, title: str | None) -> go.Figure:

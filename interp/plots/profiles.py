@@ -130,7 +130,7 @@ def relativity_error(
         f"by {shift:,} {'token' if abs(shift) == 1 else 'tokens'}": change.sel(shift=shift, drop=True)
         for shift in change["shift"].values.tolist()
     }
-    return head_scores(xr.Dataset(panels), title=title, highlight=highlight)
+    return head_scores(xr.Dataset(panels, attrs=errors.attrs), title=title, highlight=highlight)
 
 
 def sink_rate(
@@ -146,7 +146,8 @@ def sink_rate(
     """
     rate, threshold = float(sinks["sink_rate"]), sinks.attrs["epsilon"]
     said = f"Attention to token {sinks.attrs['k']}: above {threshold:g} in {rate:.1%} of the heads"
-    return layer_head_map(sinks["sink_score"], title=title or said, scale=scale, highlight=highlight)
+    score = sinks["sink_score"].assign_attrs({"averaged": caption(go.Figure(), sinks)})
+    return layer_head_map(score, title=title or said, scale=scale, highlight=highlight)
 
 
 def bound_by_distance(

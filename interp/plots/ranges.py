@@ -10,7 +10,7 @@ from interp.plots import theme
 from interp.plots.base import finish, heads_of, say, signed_log, signed_log_ticks, with_heads
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 
-_PANEL_HEIGHT, _STRIP_HEIGHT, _GAP, _MARGINS = 160, 44, 50, 146
+_PANEL_HEIGHT, _STRIP_HEIGHT, _GAP, _GAP_BELOW_AXIS, _MARGINS = 160, 40, 50, 72, 146
 _WORDS = {
     "as_run": "As run",
     "no_norm": "Without QK-norm",
@@ -35,13 +35,16 @@ def score_ranges(ranges: xr.Dataset, *, title: str | None = None, highlight: Hig
     ranges = ranges if dim in ranges.dims else ranges.expand_dims(dim)
     named = named_heads(highlight, ranges)
     panels = [(label, _Panel(ranges.sel({dim: name}))) for name, label in _names(ranges, dim)]
+    panels.sort(key=lambda named: not named[1].measured)  # strips last, below the heads' axis
+    lowest = max(sum(panel.measured for _, panel in panels), 1)
+    gap = _GAP if lowest == len(panels) else _GAP_BELOW_AXIS
     tall = [_PANEL_HEIGHT if panel.measured else _STRIP_HEIGHT for _, panel in panels]
     figure = make_subplots(
         rows=len(panels),
         cols=1,
         shared_xaxes=True,
         row_heights=tall,
-        vertical_spacing=_GAP / (sum(tall) + _GAP * (len(panels) - 1)) if len(panels) > 1 else 0,
+        vertical_spacing=gap / (sum(tall) + gap * (len(panels) - 1)) if len(panels) > 1 else 0,
         subplot_titles=[label for label, _ in panels],
     )
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
@@ -56,9 +59,9 @@ def score_ranges(ranges: xr.Dataset, *, title: str | None = None, highlight: Hig
             say(figure, f"no head has it: {panel.reason or 'it was not measured'}", row=row, col=1)
             figure.update_yaxes(title=None, showticklabels=False, ticks="", showgrid=False, row=row, col=1)
     figure.update_xaxes(**head_ticks(ranges, 30, named, across=True), range=[-1, len(heads_of(ranges))], showgrid=False)
-    figure.update_xaxes(title="layer (one bar per head)", row=len(panels), col=1)
+    figure.update_xaxes(title="layer (one bar per head)", showticklabels=True, row=lowest, col=1)
     figure.update_layout(barmode="overlay", bargap=0)
-    return finish(figure, title, height=_MARGINS + sum(tall) + _GAP * (len(panels) - 1))
+    return finish(figure, title, height=_MARGINS + sum(tall) + gap * (len(panels) - 1))
 
 
 class _Panel:
@@ -74,7 +77,7 @@ class _Panel:
         self.limit = self._flat(part, "float16_limit")
         self.inner = self._quantiles(part)
         self.measured = bool((np.isfinite(self.low) & np.isfinite(self.high)).any())
-        reasons = np.atleast_1d(part["bound_reason"].values).tolist() if "bound_reason" in part else []
+        reasons = part["bound_reason"].values.ravel().tolist() if "bound_reason" in part else []
         self.reason = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     @property
