@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Where a model runs, how it is called, what is said of it, how it was drawn and what its tokenizer puts before a text do
-# not decide what it computes on tokens.
+# Where a model runs, how it is called, what is said of it, how it was drawn and what its tokenizer puts before a text
+# do not decide what it computes on tokens.
 ASIDE = frozenset({"device", "model_name", "provenance", "seed", "default_prepend_bos", "tokenizer_prepends_bos"})
 
 

@@ -37,7 +37,8 @@ def test_a_setting_that_changes_the_numbers_is_named(model, changes):
 
 
 def test_where_it_runs_and_how_it_is_called_do_not_count(model):
-    other = model.cfg.replace(device="meta", model_name="elsewhere", provenance={"eps": "a paper"}, seed=5)
+    bos = {name: not getattr(model.cfg, name) for name in ("default_prepend_bos", "tokenizer_prepends_bos")}
+    other = model.cfg.replace(device="meta", model_name="elsewhere", provenance={"eps": "a paper"}, seed=5, **bos)
     assert model.cfg.computes_like(other)
     assert {name for name in other.to_dict() if other.to_dict()[name] != model.cfg.to_dict()[name]} == ASIDE
 
