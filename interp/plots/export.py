@@ -1,6 +1,7 @@
 """Figures as files: PNG, SVG and PDF through kaleido and the system's Chromium, or a page of their own."""
 
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -39,8 +40,9 @@ def save(
         raise ImageExportError(
             "images need kaleido: pip install 'ropescope[images]'; or save the figure as .html, which needs nothing"
         ) from None
+    layout: Any = figure.layout
     try:
-        figure.write_image(target, width=width, height=height or figure.layout.height, scale=scale)
+        figure.write_image(target, width=width, height=height or layout.height, scale=scale)
     except Exception as error:
         if not _browser_is_missing(error):
             raise
