@@ -189,38 +189,41 @@ class Block:
         self.work.totals.scores["score_count"][self.heads] += counts
 
     def _softmax(self) -> None:
-        """Pattern from masked scores, which become scores minus the row's reference; keeps the row's lse."""
+        """Pattern from masked scores, which become scores minus the row's largest; keeps the row's lse."""
         work, top = self.work, self.scores.amax(-1)
         work.overflow |= ~torch.isfinite(top).all()
         self.top = top.double()
-        sink = None if work.spec.sinks is None else work.spec.sinks[self.heads].to(self.scores)[:, None]
-        reference = top if sink is None else torch.maximum(top, sink)
         if "rows" in work.groups:
             argmax = self.scores.argmax(-1) + self.keys.start
             work.totals.rows["argmax_key"][self.heads, self.out] = work.visibility.key[argmax]
-        torch.exp(self.scores.sub_(reference[..., None]), out=self.pattern)
-        total = self.pattern.sum(-1).double()
-        if sink is not None:
-            total = total + (sink.double() - reference.double()).exp()
-        self.log_total = total.log()
-        self.lse = reference.double() + self.log_total
-        self.pattern.mul_(total.reciprocal().to(self.pattern.dtype)[..., None])
+        torch.exp(self.scores.sub_(top[..., None]), out=self.pattern)
+        self.total = self.pattern.sum(-1).double()
+        self.lse = self.top + self.total.log()
+        if work.spec.sinks is not None:
+            self.lse = torch.logaddexp(self.lse, work.spec.sinks[self.heads].to(self.lse)[:, None])
+        if "rows" in work.groups:
+            self._row_moments()
+        self.pattern.mul_((self.top - self.lse).exp().to(self.pattern.dtype)[..., None])
+
+    def _row_moments(self) -> None:
+        """Entropy and varentropy, from weights that no sink far above every score has made too small."""
+        rows, at, weights, x = self.work.totals.rows, (self.heads, self.out), self.pattern, self.scores
+        self._fill(x, 0.0)
+        scratch = self.buffers.plain(*self.shape)
+        mean = torch.mul(weights, x, out=scratch).sum(-1).double() / self.total
+        torch.sub(x, mean.to(x.dtype)[..., None], out=scratch).square_().mul_(weights)
+        above = self.lse - self.top
+        real = self.total * (-above).exp()
+        rows["entropy"][at] = (real * (above - mean)).to(self.work.dtype)
+        rows["varentropy"][at] = (scratch.sum(-1).double() / self.total).to(self.work.dtype)
 
     def _row_statistics(self) -> None:
-        """Everything that has one value per query."""
-        work, rows, at = self.work, self.work.totals.rows, (self.heads, self.out)
-        self._fill(self.scores, 0.0)
-        p, x = self.pattern, self.scores
+        """Everything else that has one value per query."""
+        work, rows, at, p = self.work, self.work.totals.rows, (self.heads, self.out), self.pattern
         scratch = self.buffers.plain(*self.shape)
-        real = p.sum(-1).double()
-        mean = torch.mul(p, x, out=scratch).sum(-1).double()
-        centre = torch.where(real > 0, mean / real, 0.0)
-        torch.sub(x, centre.to(x.dtype)[..., None], out=scratch).square_().mul_(p)
         rows["lse"][at] = self.lse.to(work.dtype)
         rows["max_score"][at] = self.top.to(work.dtype)
         rows["max_prob"][at] = (self.top - self.lse).exp().to(work.dtype)
-        rows["entropy"][at] = (self.log_total * real - mean).to(work.dtype)
-        rows["varentropy"][at] = torch.where(real > 0, scratch.sum(-1).double() / real, 0.0).to(work.dtype)
         far = work.visibility.distances(self.rows, self.keys).to(p.dtype)
         rows["mean_distance"][at] = torch.mul(p, far, out=scratch).sum(-1)
         rows["local_mass"][at] = self._local_mass()

@@ -1,29 +1,56 @@
 """The band around a curve: how far its numbers spread, where a Dataset holds that beside them."""
 
+from typing import NamedTuple
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from interp.plots.base import traces_of
 
-_BAND = "band"
 # More bands than this hide one another; then only highlighted heads have theirs.
 MOST_BANDS = 24
 
 
-def band_of(data: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray] | None:
-    """Lower and upper edge: ``<name>_low`` and ``<name>_high``, or ``<name>`` ± ``<name>_stderr``; None without."""
+class Band(NamedTuple):
+    """The edges of a band, and what lies between them in words."""
+
+    low: xr.DataArray
+    high: xr.DataArray
+    words: str
+
+
+def band_of(data: xr.Dataset, name: str) -> Band | None:
+    """From ``<name>_low`` to ``<name>_high``, or ``<name>`` ± ``<name>_stderr``; None where neither is there."""
     if f"{name}_low" in data and f"{name}_high" in data:
-        return data[f"{name}_low"], data[f"{name}_high"]
+        return Band(data[f"{name}_low"], data[f"{name}_high"], str(data.attrs.get("band", "low to high")))
     if f"{name}_stderr" in data:
-        return data[name] - data[f"{name}_stderr"], data[name] + data[f"{name}_stderr"]
+        error = data[f"{name}_stderr"]
+        return Band(data[name] - error, data[name] + error, "± standard error")
     return None
 
 
 def add_band(
-    figure: go.Figure, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: str, **where: int
+    figure: go.Figure,
+    x: np.ndarray,
+    edges: tuple[np.ndarray, np.ndarray],
+    words: str,
+    colour: str,
+    name: str,
+    **where: int,
 ) -> None:
-    """A filled band; where an edge is missing there is a gap. Edges that meet everywhere draw nothing."""
+    """A filled band; where an edge is missing there is a gap. Edges that meet everywhere draw nothing.
+
+    Args:
+        figure: what to draw on.
+        x: where each value stands.
+        edges: the lower and the upper edge.
+        words: what lies between them.
+        colour: that of the curve.
+        name: what the curve is called.
+        **where: row and col of a panel.
+    """
+    low, high = edges
     there = np.isfinite(low) & np.isfinite(high)
     if not (there & (high > low)).any():
         return
@@ -42,7 +69,7 @@ def add_band(
         opacity=0.18,
         hoverinfo="skip",
         showlegend=False,
-        meta=_BAND,
+        meta=f"band: {words}",
         name=f"band of {name}",
         **where,
     )
@@ -51,6 +78,5 @@ def add_band(
 def caption(figure: go.Figure, data: xr.Dataset) -> str:
     """What stands under the title: what was averaged, and what the bands are."""
     words = [str(data.attrs["averaged"])] if "averaged" in data.attrs else []
-    if any(trace.meta == _BAND for trace in traces_of(figure)):
-        words.append(f"band: {data.attrs.get('band', '± standard error')}")
-    return "; ".join(words)
+    bands = [trace.meta for trace in traces_of(figure) if trace.meta]
+    return "; ".join([*words, *dict.fromkeys(bands)])

@@ -69,17 +69,18 @@ def add_curves(
     curves = np.where(curves > 0, curves, np.nan) if log else curves
     edges = None
     if (band := band_of(data, name)) is not None and (named or len(heads) <= MOST_BANDS):
-        # A band that reaches zero has no end on a log axis: it ends where the lowest curve does.
-        floor = float(np.nanmin(curves)) if log and np.isfinite(curves).any() else -np.inf
-        edges = [np.maximum(_rows(edge, len(heads)), floor) for edge in band]
+        edges = _rows(band.low, len(heads)), _rows(band.high, len(heads))
+        if log and np.isfinite(curves).any():  # a band that reaches zero has no end there: it ends with the lowest
+            lowest = np.fmin(np.nanmin(curves), np.min(edges[0], where=edges[0] > 0, initial=np.inf))
+            edges = tuple(np.where(edge <= 0, lowest, edge) for edge in edges)
     legend = {trace.name for trace in traces_of(figure) if trace.showlegend}
     drawn = [i for i in range(len(heads)) if np.isfinite(curves[i]).any()]
     for i in sorted(drawn, key=lambda i: heads[i] in named):
         picked = heads[i] in named
         place = list(named).index(heads[i]) if picked else -1
         colour = series_colour(place) if picked else theme.layer_colour(depth(heads[i][0], _n_layers(data)))
-        if edges is not None and (picked or not named):
-            add_band(figure, along.x, edges[0][i], edges[1][i], colour, labels[i], **where)
+        if band is not None and edges is not None and (picked or not named):
+            add_band(figure, along.x, (edges[0][i], edges[1][i]), band.words, colour, labels[i], **where)
         label = named.get(heads[i], labels[i])
         quiet = 0.2 if named else 0.75 if len(heads) <= _MANY_LINES else 0.45
         figure.add_scatter(

@@ -58,9 +58,10 @@ def _add_stretches(figure: go.Figure, run: xr.Dataset, name: str, colour: str, *
     """The means of one run, each with its standard error; of several runs, with the band that they fill."""
     first, last = run["first_position"].values, run["last_position"].values
     error = {"array": run["loss_stderr"].values} if "loss_stderr" in run else {}
-    if (spread := band_of(run, "loss_mean")) is not None:
-        low, high = (edge.values for edge in spread)
-        add_band(figure, (first + last) / 2, low, high, colour, name or "the mean of a stretch", **where)
+    # A standard error beside it is drawn as bars.
+    if not error and (spread := band_of(run, "loss_mean")) is not None:
+        edges = spread.low.values, spread.high.values
+        add_band(figure, (first + last) / 2, edges, spread.words, colour, name or "the mean of a stretch", **where)
     said = f"{token_text(name)}, " if name else ""
     figure.add_scatter(
         x=(first + last) / 2,

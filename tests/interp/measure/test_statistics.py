@@ -499,3 +499,19 @@ def test_bad_input_says_what_to_do(change, message):
     arguments = {"q": torch.randn(5, 2, 4), "k": torch.randn(5, 2, 4), "spec": AttentionSpec(scale=1.0)} | change
     with pytest.raises(InputError, match=message):
         attention_statistics(**arguments)
+
+
+@pytest.mark.parametrize("backend", ["portable", "fused"])
+@pytest.mark.parametrize("sink", [20.0, 60.0, 100.0, 700.0])
+def test_a_sink_far_above_every_score_leaves_the_moments_of_the_keys(sink, backend):
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(64, 1, 16, generator=generator) for _ in "qk")
+    found = attention_statistics(q, k, AttentionSpec(0.25, sinks=torch.tensor([sink])), backend=backend)
+    scores = (q[:, 0].double() @ k[:, 0].double().T * 0.25).masked_fill(~torch.ones(64, 64).tril().bool(), -torch.inf)
+    p = scores.softmax(-1)
+    visible = scores.nan_to_num(neginf=0.0)
+    mean = (p * visible).sum(-1, keepdim=True)
+    variance = (p * (visible - mean).square()).sum(-1)
+    lse = torch.logaddexp(scores.logsumexp(-1), torch.tensor(sink, dtype=torch.float64))
+    np.testing.assert_allclose(found["varentropy"][0], variance, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found["lse"][0], lse, rtol=1e-6)
