@@ -172,7 +172,7 @@ def _all_heads(bias: xr.Dataset, title: str | None, highlight: Highlight) -> go.
     figure.update_layout(coloraxis={"colorscale": theme.SHADE_SCALE, "cmin": 0, "cmax": top, "colorbar": bar})
     head_rows(figure, bias, highlight)
     figure.update_yaxes(title=None, col=2)
-    figure.update_xaxes(title="frequency pair (fast → slow)", showgrid=False)
+    figure.update_xaxes(title="pair, fast → slow", showgrid=False)
     title = title or "Size of q and k in each frequency pair"
     return finish(figure, title, int(np.clip(130 + 8 * len(names), 340, 900)), caption(figure, bias))
 
