@@ -24,7 +24,7 @@ LEFT_OUT = pytest.StashKey[int]()
 
 def pytest_deselected(items):
     """Count the slow checks that the default run leaves out; a worker hands its count to the controller."""
-    if items:
+    if items and items[0].config.option.markexpr == "not slow":
         config = items[0].config
         count = config.stash.get(LEFT_OUT, 0) + sum(item.get_closest_marker("slow") is not None for item in items)
         config.stash[LEFT_OUT] = count
@@ -41,4 +41,5 @@ def pytest_testnodedown(node, error):
 def pytest_terminal_summary(terminalreporter, config):
     left_out = config.stash.get(LEFT_OUT, 0)
     if left_out:
-        terminalreporter.write_line(f'{left_out} slow checks were left out; run them too with: pytest -m ""')
+        what = "1 slow check was" if left_out == 1 else f"{left_out} slow checks were"
+        terminalreporter.write_line(f'{what} left out; run them too with: pytest -m ""')
