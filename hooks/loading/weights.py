@@ -56,7 +56,13 @@ class Recipe:
 
 
 def adopt_weights(
-    model: TakesWeights, family: Family, tensors: Mapping[str, Tensor], where: str, *, check_finite: bool = True
+    model: TakesWeights,
+    family: Family,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    *,
+    read: ReadTensor | None = None,
+    check_finite: bool = True,
 ) -> None:
     """Make `tensors` the parameters of `model`, sharing their memory where dtype and device already agree.
 
@@ -65,15 +71,16 @@ def adopt_weights(
         family: how the checkpoint names its tensors.
         tensors: the checkpoint under its own names.
         where: what to call the checkpoint in errors.
+        read: gives the values of a tensor by its name, where `tensors` has only shapes.
         check_finite: look for NaN and inf, which reads every byte.
 
     Raises:
         WeightError: a tensor is missing, left over, of the wrong shape, not floating point, or not finite.
     """
-    recipes = weight_recipes(model, family, tensors, tensors.__getitem__, where)
+    read = read or tensors.__getitem__
+    recipes = weight_recipes(model, family, tensors, read, where)
     adopted = {
-        name: read_weight(recipe, tensors.__getitem__, model.cfg, where, check_finite=check_finite)
-        for name, recipe in recipes.items()
+        name: read_weight(recipe, read, model.cfg, where, check_finite=check_finite) for name, recipe in recipes.items()
     }
     if "unembed.weight" not in adopted and model.cfg.tie_word_embeddings:
         adopted["unembed.weight"] = adopted["embed.weight"]
