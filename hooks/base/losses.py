@@ -57,10 +57,17 @@ def next_token_nll(
 
 
 def mean_loss(
-    nll: Float[Tensor, "batch pos-1"], mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None
+    nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch pos-1"] | None
 ) -> Float[Tensor, ""]:
-    """Mean over predicted tokens; a pair with padding (0 in ``mask``) on either side does not count."""
-    if mask is None:
-        return nll.mean()
-    real = mask.to(nll.device).bool()
-    return nll[real[:, 1:] & real[:, :-1]].mean()
+    """Mean over the tokens that are predicted from one of their own text, see `inputs.predicted_tokens`."""
+    return nll.mean() if predicted is None else nll[predicted.to(nll.device)].mean()
+
+
+def within_documents(
+    nll: Float[Tensor, "batch pos-1"], documents: Int[Tensor, "batch document"] | None
+) -> Float[Tensor, "batch pos-1"]:
+    """The losses, NaN at the first token of each packed document: what stands before it is another text."""
+    if documents is None:
+        return nll
+    first = torch.zeros(len(nll), nll.shape[1] + 2, dtype=torch.bool, device=nll.device)
+    return nll.masked_fill(first.scatter_(1, documents.to(nll.device), True)[:, 1:-1], torch.nan)
