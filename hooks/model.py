@@ -206,8 +206,10 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             values["unembed.weight"] = values["embed.weight"]
         self.adopt_parameters(values)
 
-    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream before the first block."""
+    def embed_tokens(
+        self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream before the first block; only attached models may have one that positions are part of."""
         embedded = self.embed(tokens)
         if self.cfg.embed_scale is not None:
             # transformers scales by a tensor of the embedding's dtype: in bfloat16 the factor itself is rounded.
@@ -226,8 +228,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
         Args:
             tokens: gives the shape.
-            position_ids: default counts from 0; with `attention_mask`, from the first token that is not padding. Without
-                one, positions that start again start a new document, which sees no other.
+            position_ids: default counts from 0; with `attention_mask`, from the first token that is not padding.
+                Without one, positions that start again start a new document, which sees no other.
             attention_mask: 1 where a token is real, 0 where it is padding.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
         """

@@ -19,7 +19,6 @@ from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import AttachError, HookConflictError
-from hooks.functional.place import Place
 from hooks.modules.attention import attend_hooked
 from hooks.modules.hook_point import HookPoint
 

@@ -186,9 +186,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     # One block at a time: what `HookedTransformer` offers for long captures.
 
-    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream before the first block."""
-        return self.hook_embed(self._enter(tokens)[0])
+    def embed_tokens(
+        self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream before the first block; some models add an embedding of each position."""
+        return self.hook_embed(self._enter(tokens, position_ids)[0])
 
     def context(
         self,
@@ -243,6 +245,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         if position_ids is not None:
             documents = packed_documents(positions, real, masked=attention_mask is not None)
         if documents is not None:
+            if len(self.attending_layers) < len(self._blocks):
+                raise AttachError(
+                    f"position_ids start again, and layers of {type(self.original_model).__name__} that call no "
+                    "softmax attention carry what they read from one document into the next; give each a row of its own"
+                )
             call["attention_mask"] = None  # only then does transformers look for documents in the positions
         if position_ids is not None or real is not None:
             call["position_ids"] = positions

@@ -129,15 +129,15 @@ def packed_documents(
     found = f"position_ids go from {int(positions[row, at])} to {int(positions[row, at + 1])} inside row {row}"
     if masked:
         raise InputError(
-            f"{found}, which starts a new document, and there is an attention_mask, with which packed documents see each "
-            "other in transformers: leave attention_mask out, or give each document a row of its own"
+            f"{found}, which starts a new document, and there is an attention_mask, with which packed documents see "
+            "each other in transformers: leave attention_mask out, or give each document a row of its own"
         )
     if bool((step > 1).any()):
         gap, to = (step > 1).nonzero()[0].tolist()
         raise InputError(
             f"{found}, which starts a new document, and from {int(positions[gap, to])} to "
-            f"{int(positions[gap, to + 1])} inside row {gap}, which may be a gap or a document: give positions that rise "
-            "by 1 within each document"
+            f"{int(positions[gap, to + 1])} inside row {gap}, which may be a gap or a document: give positions that "
+            "rise by 1 within each document"
         )
     n = positions.shape[1]
     begins = torch.nn.functional.pad(again, (1, 0), value=True)
@@ -159,7 +159,7 @@ def predicted_tokens(
     if documents is not None:
         # A row that has fewer documents names an index past its end.
         begins = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool, device=tokens.device)
-        pairs &= ~begins.scatter_(1, documents, True)[:, 1:-1]
+        pairs &= ~begins.scatter_(1, documents.to(tokens.device), True)[:, 1:-1]
     return pairs
 
 

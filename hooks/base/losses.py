@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from hooks.base.inputs import predicted_tokens
 from hooks.errors import InputError
 
 ReturnType = Literal["logits", "loss", "both"]
@@ -56,9 +57,7 @@ def next_token_nll(
     return torch.cat(parts, 1) if parts else torch.empty(tokens.shape[0], 0, dtype=wide, device=tokens.device)
 
 
-def mean_loss(
-    nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch pos-1"] | None
-) -> Float[Tensor, ""]:
+def mean_loss(nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch pos-1"] | None) -> Float[Tensor, ""]:
     """Mean over the tokens that are predicted from one of their own text, see `inputs.predicted_tokens`."""
     return nll.mean() if predicted is None else nll[predicted.to(nll.device)].mean()
 
@@ -67,7 +66,5 @@ def within_documents(
     nll: Float[Tensor, "batch pos-1"], documents: Int[Tensor, "batch document"] | None
 ) -> Float[Tensor, "batch pos-1"]:
     """The losses, NaN at the first token of each packed document: what stands before it is another text."""
-    if documents is None:
-        return nll
-    first = torch.zeros(len(nll), nll.shape[1] + 2, dtype=torch.bool, device=nll.device)
-    return nll.masked_fill(first.scatter_(1, documents.to(nll.device), True)[:, 1:-1], torch.nan)
+    predicted = predicted_tokens(nll.new_empty(len(nll), nll.shape[1] + 1), None, documents)
+    return nll if predicted is None else nll.masked_fill(~predicted, torch.nan)

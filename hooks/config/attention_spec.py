@@ -103,7 +103,7 @@ def _document_of(
     index: Int[Tensor, "*query"], n_keys: int, documents: Int[Tensor, "*batch document"]
 ) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
     """Where the document of each index begins and ends, with a leading batch axis where ``documents`` has one."""
-    starts = documents.to(index.device)
+    starts = documents.to(index.device).contiguous()
     index = index.expand(*starts.shape[:-1], *index.shape).contiguous()
     place = torch.searchsorted(starts, index, right=True)
     edges = torch.cat((starts, torch.full_like(starts[..., :1], n_keys)), -1).clamp_max(n_keys)
