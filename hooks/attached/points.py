@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from hooks.attached.interface import HANDLER, same_width
 from hooks.attached.masks import MaskRules
@@ -131,6 +132,7 @@ class AttachedAttention(nn.Module):
                 "outputs before it and hook_attn_out their sum after it"
             )
         weight = cast(nn.Linear, self._facts[0].output).weight
+        weight = weight.mT if isinstance(self._facts[0].output, Conv1D) else weight  # GPT-2's lies the other way round
         return rearrange(weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
 
     def attend(
