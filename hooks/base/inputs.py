@@ -72,7 +72,10 @@ def padding_mask(attention_mask: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[
 
 
 def token_positions(
-    position_ids: Any, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None
+    position_ids: Any,
+    tokens: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"] | None,
+    name: str = "position_ids",
 ) -> Int[Tensor, "batch pos"]:
     """Position of each token: those given, or counted from 0, or from the first token that is not padding.
 
@@ -80,6 +83,7 @@ def token_positions(
         position_ids: [batch pos], [1 pos] or [pos].
         tokens: give shape and device.
         real: False where a token is padding.
+        name: what they were given as.
 
     Raises:
         InputError: another shape or type, or a negative position.
@@ -88,13 +92,13 @@ def token_positions(
         if real is not None:
             return (real.long().cumsum(-1) - 1).clamp(min=0)
         return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    positions = _as_tensor("position_ids", position_ids, tokens.device, "integers ≥ 0, one per token")
+    positions = _as_tensor(name, position_ids, tokens.device, "integers ≥ 0, one per token")
     if positions.shape not in (tokens.shape, tokens.shape[1:], (1, tokens.shape[1])):
-        raise InputError(f"position_ids has shape {tuple(positions.shape)}, tokens {tuple(tokens.shape)}")
+        raise InputError(f"{name} has shape {tuple(positions.shape)}, tokens {tuple(tokens.shape)}")
     whole = not (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool)
     if not whole or bool((positions < 0).any()):
         lowest = f" from {positions.min().item()}" if whole else ""
-        raise InputError(f"position_ids must be integers ≥ 0, not {positions.dtype}{lowest}")
+        raise InputError(f"{name} must be integers ≥ 0, not {positions.dtype}{lowest}")
     return positions.long().expand(tokens.shape)
 
 
