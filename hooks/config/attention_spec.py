@@ -104,7 +104,7 @@ def _document_of(
 ) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
     """Where the document of each index begins and ends, with a leading batch axis where ``documents`` has one."""
     starts = documents.to(index.device).contiguous()
-    index = index.expand(*starts.shape[:-1], *index.shape).contiguous()
-    place = torch.searchsorted(starts, index, right=True)
+    shape = (*starts.shape[:-1], *index.shape)
+    place = torch.searchsorted(starts, index.flatten().expand(*starts.shape[:-1], -1).contiguous(), right=True)
     edges = torch.cat((starts, torch.full_like(starts[..., :1], n_keys)), -1).clamp_max(n_keys)
-    return edges.gather(-1, place - 1), edges.gather(-1, place)
+    return edges.gather(-1, place - 1).view(shape), edges.gather(-1, place).view(shape)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks import AttentionSpec, HookedTransformerConfig
-from hooks.errors import StageError
+from hooks.errors import InputError, StageError
 from interp.common.progress import track
 from interp.common.stacking import named_layer, stack_layers
 from interp.common.words import number_ranges
@@ -76,6 +76,19 @@ class CaptureData:
     def documents(self) -> Int[Tensor, " document"] | None:
         """Indices at which the documents begin that are packed into the row; None where all tokens are one text."""
         return document_starts(self.positions)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document; of the text, where it is one."""
+        return int(self.positions.max()) + 1
+
+    def check_one_text(self, analysis: str) -> None:
+        """Raise an InputError where documents are packed into the row and an analysis reads it as one text."""
+        if self.documents is not None:
+            raise InputError(
+                f"{analysis} reads one text from begin to end, and this capture packs {len(self.documents):,} "
+                "documents into a row: capture the document that you ask about alone"
+            )
 
     @property
     def predicted_loss(self) -> Float[Tensor, " predicted"]:

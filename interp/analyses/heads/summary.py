@@ -47,7 +47,7 @@ def head_summary(
         raise InputError(f"{len(cap.positions)} token: heads show from 2 tokens on; capture with a larger n_tokens")
     if needle is not None:
         check_needle(cap, needle)
-    copies = Copies.of(cap.tokens) if len(cap.tokens) else None
+    copies = Copies.of(cap.tokens, documents=cap.documents) if len(cap.tokens) else None
     facts = TextFacts(copies, needle)
     rows = [layer_scores(cap, layer, facts) for layer in track(chosen, "scoring heads")]
     heads = np.arange(cap.q(chosen[0]).shape[1])

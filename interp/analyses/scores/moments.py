@@ -65,7 +65,7 @@ def score_shape(
     spec: AttentionSpec,
     quantiles: Sequence[float],
     known: ScoreMoments | None = None,
-    positions: Int[Tensor, " pos"] | None = None,
+    documents: Int[Tensor, " document"] | None = None,
 ) -> ScoreShape:
     """Everything about the distribution of scores, from a pass over ``z = (s − centre) / spread``.
 
@@ -81,10 +81,10 @@ def score_shape(
         spec: how they become scores; the sink logit does not matter.
         quantiles: levels from 0 to 1.
         known: exact moments if there are any already; they save the larger half of the pass.
-        positions: position of each token, by which ALiBi goes; by default its index.
+        documents: indices at which packed documents begin; None is one text.
     """
     spec = replace(spec, sinks=None)
-    heads, measure = q.shape[1], partial(attention_statistics, query_positions=positions, key_positions=positions)
+    heads, measure = q.shape[1], partial(attention_statistics, documents=documents)
     centre, spread = np.zeros(heads), np.ones(heads)
     if spec.softcap is None:
         rough = known

@@ -75,3 +75,8 @@ def test_runs_keep_the_axes_of_the_queries():
     assert first.tolist() == [[0, 3], [7, 0]]
     assert stop.tolist() == [[1, 6], [8, 3]]
     assert AttentionSpec(1.0).seen(torch.tensor(4), 8)[1].shape == ()
+    index, documents = torch.tensor([[0, 5], [7, 2]]), torch.tensor([[0, 2], [0, 6]])
+    first, stop = AttentionSpec(1.0, causal=False).seen(index, 8, documents)
+    assert first.tolist() == [[[0, 2], [2, 2]], [[0, 0], [6, 0]]]
+    assert stop.tolist() == [[[2, 8], [8, 8]], [[6, 6], [8, 6]]]
+    assert AttentionSpec(1.0).seen(index, 8, documents[0])[0].tolist() == [[0, 2], [2, 2]]
