@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import torch
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +18,7 @@ from interp.common.words import number_ranges
 from interp.measure.schema import GROUPS
 from interp.measure.statistics import attention_statistics
 from interp.tensors.constants import LayerConstants
-from interp.tensors.documents import document_starts
+from interp.tensors.documents import counted_positions, document_starts
 from interp.tensors.layers import HeldLayer
 from interp.tensors.selection import Choice, asked_layers, part_of
 from interp.tensors.stages import stage_name, steps_before
@@ -78,9 +79,26 @@ class CaptureData:
         return document_starts(self.positions)
 
     @property
+    def places(self) -> Int[Tensor, " pos"]:
+        """Place of each token in its document, counted from 0; in the text, where it is one."""
+        return counted_positions(self.documents, len(self.positions))
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest document; of the text, where it is one."""
-        return int(self.positions.max()) + 1
+        return int(self.places.max()) + 1
+
+    @property
+    def labels(self) -> Int[Tensor, " pos"]:
+        """What names each token as a query or key: its position in one text, its index in a row of several."""
+        return self.positions if self.documents is None else torch.arange(len(self.positions))
+
+    @property
+    def standing(self) -> dict[str, Any]:
+        """Where queries and keys stand, as `attention_statistics` takes it."""
+        if self.documents is None:
+            return {"query_positions": self.positions, "key_positions": self.positions}
+        return {"documents": self.documents}  # in each of which positions count on with the index
 
     def check_one_text(self, analysis: str) -> None:
         """Raise an InputError where documents are packed into the row and an analysis reads it as one text."""
@@ -95,7 +113,7 @@ class CaptureData:
         """The loss of each token that another of its document comes before."""
         if self.documents is None or not len(self.loss):
             return self.loss
-        return self.loss[self.positions[1:] > 0]
+        return self.loss[self.places[1:] > 0]
 
     def stages(self, layer: int) -> tuple[str, ...]:
         """The stages at which q and k of this layer are held, in the order of computation; the last is final."""
@@ -196,7 +214,7 @@ class CaptureData:
                     w_o=None if v is None else held.constants.w_o,
                     groups=groups,
                     map_size=map_size,
-                    documents=self.documents,
+                    **self.standing,
                 )
             self._statistics[key] = found
             if self._store is not None:

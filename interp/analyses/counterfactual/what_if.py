@@ -166,7 +166,7 @@ def _measure(
 ) -> xr.Dataset:
     """Statistics of one layer as `Capture.statistics` computes them."""
     w_o = None if v is None else cap.constants(layer).w_o
-    return attention_statistics(q, k, spec, v=v, w_o=w_o, groups=groups, documents=cap.documents)
+    return attention_statistics(q, k, spec, v=v, w_o=w_o, groups=groups, **cap.standing)
 
 
 @torch.no_grad()

@@ -52,22 +52,10 @@ class Copies:
     n_measured: int
 
     @classmethod
-    def of(
-        cls,
-        tokens: Int[Tensor, " pos"],
-        pair_budget: int = _PAIR_BUDGET,
-        documents: Int[Tensor, " document"] | None = None,
-    ) -> "Copies":
-        """Find them, each in its own of several documents.
-
-        Where pairs exceed the budget, the same number of queries is drawn from each frequent token.
-        """
-        ids = tokens.numpy()
-        if documents is not None:
-            number = torch.searchsorted(documents, torch.arange(len(tokens)), right=True).numpy()
-            ids = ids + number * (ids.max() + 1)
-        order = np.argsort(ids, kind="stable")
-        _, starts, sizes = np.unique(ids[order], return_index=True, return_counts=True)
+    def of(cls, tokens: Int[Tensor, " pos"], pair_budget: int = _PAIR_BUDGET) -> "Copies":
+        """Find them; where pairs exceed the budget, the same number of queries is drawn from each frequent token."""
+        order = np.argsort(tokens.numpy(), kind="stable")
+        _, starts, sizes = np.unique(tokens.numpy()[order], return_index=True, return_counts=True)
         limit = _largest_sample(sizes, pair_budget)
         generator = torch.Generator().manual_seed(_SEED)
         groups = []
@@ -98,6 +86,7 @@ def attention_to_copies(
     k: Float[Tensor, "pos kv_head d_head"],
     spec: AttentionSpec,
     lse: Float[Tensor, "head pos"],
+    positions: Int[Tensor, " pos"],
     copies: Copies,
     documents: Int[Tensor, " document"] | None = None,
 ) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
@@ -111,6 +100,7 @@ def attention_to_copies(
         k: keys.
         spec: how they become a pattern.
         lse: log-sum-exp of each row, a learned sink included.
+        positions: position of each token; only ALiBi reads them.
         copies: where the copies are.
         documents: indices at which packed documents begin; None is one text.
 
@@ -126,7 +116,7 @@ def attention_to_copies(
             first, stop = (edge[..., None] for edge in spec.seen(rows, len(k), documents))
             for which, keys in enumerate((places, (places + 1).clamp_max(len(k) - 1))):
                 visible = earlier & (keys[:, None] >= first) & (keys[:, None] < stop)
-                pattern = _pattern(q, k, spec, lse, rows, keys).masked_fill_(~visible[:, None], 0)
+                pattern = _pattern(q, k, spec, lse, positions, rows, keys).masked_fill_(~visible[:, None], 0)
                 mass[which] += group.weight * pattern.sum((0, 2, 3), dtype=torch.float64)
                 count[which] += group.weight * int(visible.any(-1).sum())
     duplicate, induction = torch.where(count[:, None] > 0, mass / count[:, None], torch.nan).numpy()
@@ -138,6 +128,7 @@ def _pattern(
     k: Tensor,
     spec: AttentionSpec,
     lse: Tensor,
+    positions: Int[Tensor, " pos"],
     rows: Int[Tensor, "token query"],
     keys: Int[Tensor, "token key"],
 ) -> Float[Tensor, "token head query key"]:
@@ -146,7 +137,7 @@ def _pattern(
     # [token kv_head group·query d_head], so that k is never expanded.
     own_q = q[rows].to(dtype).unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     products = (own_q @ k[keys].to(dtype).permute(0, 2, 3, 1)).view(len(rows), heads, rows.shape[1], -1)
-    scores = finish_scores(products, spec, rows, keys)
+    scores = finish_scores(products, spec, positions[rows], positions[keys])
     return scores.sub_(lse.T[rows].permute(0, 2, 1)[..., None]).exp_()
 
 

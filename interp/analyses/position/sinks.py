@@ -37,7 +37,8 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
     means = []
     for layer in chosen:
         first, _ = cap.spec(layer).seen(index, n, cap.documents)
-        seeing = ((first == index - cap.positions) & (cap.positions > 0)).nonzero()[:, 0].numpy()
+        seeing = (first == index - cap.places) & (cap.places > 0)
+        seeing = (seeing if bool(seeing.any()) else cap.places == 1).nonzero()[:, 0].numpy()
         means.append(mass.sel(layer=layer).isel(query=seeing).mean("query").values)
     said = FIRST_TOKEN_MASS["first_token_mass"]
     coords = {"layer": list(chosen), "head": mass["head"]}
@@ -84,7 +85,7 @@ def sink_rate(
         )
     chosen = asked_layers(cap.layers, layers)
     received = cap.statistics(chosen)["received"]
-    token = (cap.positions == k - 1).nonzero()[:, 0].numpy()
+    token = (cap.places == k - 1).nonzero()[:, 0].numpy()
     seen = [queries_seeing(cap.spec(layer), n, cap.documents)[token].sum() for layer in chosen]
     score = received.isel(key=token).sum("key") / xr.DataArray(seen, dims="layer")
     is_sink = score > epsilon

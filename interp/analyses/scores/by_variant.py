@@ -110,7 +110,7 @@ def _measure(
     spec, rope = cap.spec(layer), cfg.rope_for(layer)
     q, k = recompute(cap, layer, "q", steps, rope), recompute(cap, layer, "k", steps, rope)
     known = ScoreMoments.of(cap.statistics([layer]).isel(layer=0)) if cfg is cap.cfg else None
-    shape = score_shape(q, k, spec, levels, known, cap.documents)
+    shape = score_shape(q, k, spec, levels, known, cap.standing)
     bound = layer_bound(cap, layer, cfg=cfg, steps=steps)
     with np.errstate(divide="ignore"):
         measured = {

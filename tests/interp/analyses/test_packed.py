@@ -1,4 +1,4 @@
-"""Every analysis on a capture of packed documents: what it is of each document alone, or one error that says why not."""
+"""Every analysis of packed documents: what it is of each document alone, or one error that says why not."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def close(got, expected, within=1e-4):
 
 def pairs(cap):
     """[layer distance]: how many pairs a capture has at each distance, up to the largest of all."""
-    return cap.statistics().count.reindex(distance=range(max(LENGTHS)), fill_value=0)
+    return cap.statistics()["count"].reindex(distance=range(max(LENGTHS)), fill_value=0)
 
 
 def test_statistics(packed, alone):
@@ -170,7 +170,8 @@ def test_another_rotation_is_measured_within_documents(packed, alone):
 
 def test_precision_and_shifts(packed, alone):
     cost, each = precision_cost(packed, queries=None), [precision_cost(cap, queries=None) for cap in alone]
-    np.testing.assert_allclose(cost["headroom"], np.min([one["headroom"] for one in each], 0), rtol=1e-4)
+    wide = {"dtype": ["float16", "bfloat16"]}  # int8 has one step for the whole row
+    np.testing.assert_allclose(cost["headroom"].sel(wide), np.min([x["headroom"].sel(wide) for x in each], 0), 1e-4)
     assert float(relativity_error(packed, n_queries=200).relativity_error.max()) < 1e-9
 
 
