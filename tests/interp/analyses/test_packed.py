@@ -119,6 +119,8 @@ def test_heads(packed, alone, model):
         total = sum(n * one[name] for n, one in zip([90, 40, 70], each, strict=True))
         rest = packed.statistics()[name].isel(query=PARTS[1].start)
         close(found[name], (total + rest) / sum(LENGTHS))
+    total = sum((n - 1) * one.normalised_entropy for n, one in zip([90, 40, 70], each, strict=True))
+    close(found.normalised_entropy, total / 197)  # the first query of a document has no choice
     far = [
         packed.statistics().local_mass.isel(query=slice(part.start + 64, part.stop)) for part in (PARTS[0], PARTS[3])
     ]
