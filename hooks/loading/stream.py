@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
 from typing import Any, Self
 
@@ -115,8 +116,14 @@ class WeightStream:
 
     def _watch(self, module: nn.Module, unit: str, *, ahead: bool = True) -> None:
         """Hold a unit while a module runs, however it ends."""
-        module.register_forward_pre_hook(lambda *_: self._hold(unit, ahead=ahead))
-        module.register_forward_hook(lambda *_: self._release(unit), always_call=True)
+        module.register_forward_pre_hook(partial(self._before, unit, ahead))
+        module.register_forward_hook(partial(self._after, unit), always_call=True)
+
+    def _before(self, unit: str, ahead: bool, *_: object) -> None:
+        self._hold(unit, ahead=ahead)
+
+    def _after(self, unit: str, *_: object) -> None:
+        self._release(unit)
 
     @staticmethod
     def _module_name(parameter: str) -> str:
@@ -198,7 +205,8 @@ class WeightStream:
         finite = self._checkpoint.check_finite and unit not in self.digests
         self.reads[name] += 1
         found = read_weight(self._units[unit][name], read, self._cfg, where, check_finite=finite)
-        return found.requires_grad_(False)
+        found.requires_grad = False
+        return found
 
     def _put(self, name: str, parameter: nn.Parameter) -> None:
         """Make a tensor the model's parameter of this name."""

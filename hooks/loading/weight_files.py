@@ -79,7 +79,7 @@ class WeightFile:
             with self.path.open("rb", buffering=0) as file:
                 if Stamp.of(os.fstat(file.fileno())) != self.stamp:
                     raise WeightError(f"{self.path} changed while {name} was to be read from it; {_REMEDY}")
-                view, at = memoryview(data), 0
+                view, at = memoryview(data.data), 0
                 file.seek(start)
                 while at < n_bytes and (got := file.readinto(view[at:])):
                     at += got
