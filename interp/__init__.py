@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from interp.analyses.scores.layer_bounds import bound_by_distance
     from interp.analyses.scores.precision import precision_cost
     from interp.captures import Capture, capture, open_capture, resume
+    from interp.corpus.corpora import Corpus, open_corpus
+    from interp.corpus.measuring import measure_corpus
     from interp.measure.quantiles import score_quantile
     from interp.measure.statistics import attention_statistics
     from interp.reporting.page import report
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Capture": "interp.captures",
+    "Corpus": "interp.corpus.corpora",
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
@@ -44,7 +47,9 @@ _HOME = {
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
     "loss_by_position": "interp.analyses.position.losses",
+    "measure_corpus": "interp.corpus.measuring",
     "open_capture": "interp.captures",
+    "open_corpus": "interp.corpus.corpora",
     "plant_needle": "interp.texts.needles",
     "plots": "interp.plots",
     "positional_bias": "interp.analyses.position.distance",
@@ -67,6 +72,7 @@ _HOME = {
 
 __all__ = [
     "Capture",
+    "Corpus",
     "attention_map",
     "attention_pattern",
     "attention_statistics",
@@ -78,7 +84,9 @@ __all__ = [
     "head_summary",
     "head_table",
     "loss_by_position",
+    "measure_corpus",
     "open_capture",
+    "open_corpus",
     "plant_needle",
     "plots",
     "positional_bias",
