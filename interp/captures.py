@@ -14,8 +14,12 @@ from transformer_lens import ActivationCache
 
 from hooks import AttentionSpec, HookedTransformer
 from hooks.attached.transformer import AttachedTransformer
-from hooks.errors import CaptureWarning
+from hooks.errors import CaptureError, CaptureWarning, ClusterError
 from interp.analyses.patterns.windows import PatternView, top_keys
+from interp.engine.clusters import cluster
+from interp.engine.running import Killed, Piece, run_on
+from interp.engine.threads import take_share
+from interp.measure.schema import GROUPS
 from interp.recording.from_cache import data_of_cache
 from interp.recording.in_memory import capture_in_memory
 from interp.recording.plan import DEFAULT_STAGES, plan_capture
@@ -26,6 +30,7 @@ from interp.storage.resuming import load_model, plan_rest
 from interp.storage.writing import tidy, write_capture
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.description import as_html, holdings, in_words
+from interp.tensors.selection import asked_layers
 from interp.texts.texts import Text
 
 
@@ -68,6 +73,47 @@ class Capture(CaptureData):
     def pattern(self) -> PatternView:
         """Exact attention on demand: ``cap.pattern[layer, head, queries, keys]``; see `interp.attention_pattern`."""
         return PatternView(self)
+
+    def statistics(
+        self,
+        layers: int | Sequence[int] | None = None,
+        groups: str | Sequence[str] = GROUPS,
+        *,
+        map_size: int = 128,
+        scheduler: Any = None,
+    ) -> xr.Dataset:
+        """Exact attention statistics of each layer, computed once and kept: in memory, and beside a capture on disk.
+
+        Args:
+            layers: which of the captured layers; None is all of them.
+            groups: families of statistics, see `interp.attention_statistics`.
+            map_size: side of the pooled attention map in cells.
+            scheduler: measure the layers of a capture on disk on the workers of this dask cluster, each a layer: the
+                address of its scheduler, or a Client. They must see the capture under the same path.
+
+        Returns:
+            The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
+
+        Raises:
+            StageError: a layer that was not captured.
+            CaptureError: with a scheduler, a capture in memory.
+            ClusterError: dask.distributed is not installed, nobody answers, or a layer ended every worker.
+        """
+        if scheduler is not None:
+            chosen = asked_layers(self.layers, layers)
+            self._measure_on(scheduler, [n for n in chosen if n in self.layers], groups, map_size)
+        return super().statistics(layers, groups, map_size=map_size)
+
+    def _measure_on(self, scheduler: Any, layers: Sequence[int], groups: str | Sequence[str], map_size: int) -> None:
+        """Have every layer measured by a worker, which keeps it beside the capture."""
+        if self.path is None:
+            raise CaptureError("workers cannot see a capture in memory: capture to a directory, with path=")
+        place = str(self.path.resolve())
+        with cluster(scheduler) as client:
+            pieces = (Piece(layer, (place, layer, groups, map_size)) for layer in layers)
+            for layer, result in run_on(client, measure_layer, pieces) if client is not None else ():
+                if isinstance(result, Killed):
+                    raise ClusterError(f"layer {layer} ended every worker that measured it: give them more memory")
 
     def top_keys(self, layer: int, head: int, query: int | str, k: int = 10) -> xr.Dataset:
         """The k keys that one query attends to most; see `interp.patterns.top_keys`."""
@@ -204,6 +250,13 @@ def resume(
     plan = plan_rest(directory, manifest, model or load_model(directory, manifest))
     write_capture(plan, directory, force=force)
     return read_capture(directory)
+
+
+def measure_layer(path: str, layer: int, groups: str | Sequence[str], map_size: int) -> int:
+    """Measure a layer of a capture on disk, on a worker, and keep it there."""
+    take_share()
+    read_capture(path).statistics(layer, groups, map_size=map_size)
+    return layer
 
 
 def _front(data: CaptureData) -> Capture:

@@ -208,7 +208,7 @@ class Corpus:
         lines = [
             ("model", f"{model.name}, {model.dtype}, layers {number_ranges(model.layers)} of {model.n_layers}"),
             ("texts", f"{len(self.plan.texts):,} ({states}), {self.plan.where}"),
-            ("tokens", f"{int(rows['tokens'].to_numpy().sum()):,}, at most {self.plan.n_tokens:,} of a text"),
+            ("tokens", f"{sum(rows['tokens'].tolist()):,}, at most {self.plan.n_tokens:,} of a text"),
             ("loss", self._loss_in_words()),
             ("analyses", ", ".join(self.plan.analyses)),
             ("where", self.store.place),

@@ -136,7 +136,7 @@ def measure_corpus(
             measurer = Measurer(load(source) if model is None else model, store, bare)
             results = run_here(measurer, pieces)
         else:
-            job = Job(bare, _reachable(path), len(plan.texts))
+            job = Job(bare, _reachable(path))
             tasks = (Piece(piece.key, (job, *piece.arguments)) for piece in pieces)
             results = run_on(client, measure_text, tasks, waiting=lambda: watch(progress) if watch else None)
         _take(results, store, progress, watch)

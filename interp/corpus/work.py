@@ -26,6 +26,7 @@ from interp.corpus.analyses import ANALYSES
 from interp.corpus.plan import ModelFacts, Plan
 from interp.corpus.records import Records
 from interp.corpus.store import CorpusStore
+from interp.engine.threads import take_share
 from interp.recording.provenance import weight_hash
 from interp.tensors.selection import asked_layers
 from interp.texts.corpora import Content
@@ -56,14 +57,10 @@ class Job:
     Attributes:
         plan: without its texts.
         path: where the corpus is.
-        n_texts: how many texts it has.
-        threads: how many threads a worker may take; None leaves that as it is.
     """
 
     plan: Plan
     path: Any
-    n_texts: int
-    threads: int | None = None
 
 
 def versions() -> dict[str, str]:
@@ -175,6 +172,7 @@ def measure_text(job: Job, number: int, content: Content) -> Outcome:
         OutputError: it cannot write.
     """
     with _Held.lock:
+        take_share()
         if _Held.measurer is None or _Held.job != job:
             _Held.measurer = None  # let go before another is loaded
             _Held.measurer, _Held.job = _prepared(job), job
@@ -184,6 +182,7 @@ def measure_text(job: Job, number: int, content: Content) -> Outcome:
 def describe_source(source: str, layers: Any) -> ModelFacts:
     """What results need to know of a model, found out by a worker, so that whoever asks need not load it."""
     with _Held.lock:
+        take_share()
         _Held.measurer = None
         return facts_of(load(source), layers)
 
@@ -197,8 +196,6 @@ def _prepared(job: Job) -> Measurer:
                 f"the worker on {platform.node()} has {package} {own[package]}, and this corpus is measured with "
                 f"{wanted}: install the same on every worker"
             )
-    if job.threads is not None:
-        take_threads(job.threads)
     model = load(job.plan.source)
     found = weight_hash(model)
     if found != job.plan.model.weights:
@@ -207,15 +204,6 @@ def _prepared(job: Job) -> Measurer:
             f"this corpus ({job.plan.model.weights[:12]}): give every worker the same files"
         )
     return Measurer(model, CorpusStore.at(job.path, write=True), job.plan)
-
-
-def take_threads(threads: int) -> None:
-    """Set torch's and numba's threads to a share of the machine."""
-    import numba
-
-    torch.set_num_threads(threads)
-    most: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
-    numba.set_num_threads(min(threads, most))
 
 
 def _memory() -> int:
