@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from hooks import HookedTransformerConfig
+from interp.common.words import duration
 from interp.recording.plan import CapturePlan
 
 _TRIAL_TOKENS = 512
@@ -35,7 +36,7 @@ def time_estimate(plan: CapturePlan, blocks_run: int = 0) -> str:
     before = time.monotonic()
     plan.model.blocks[0](stream, context)
     rate = block_operations(plan.model.cfg, 0, tokens.shape[1]) / max(time.monotonic() - before, 1e-6)
-    takes = _duration(_operations(plan, blocks_run) / rate)
+    takes = duration(_operations(plan, blocks_run) / rate)
     return f"at the speed of a trial on {tokens.shape[1]:,} tokens it takes about {takes}"
 
 
@@ -71,7 +72,7 @@ class Pace:
         took = time.monotonic() - self._before
         done = block_operations(self._plan.model.cfg, layer, self._plan.n_tokens)
         seconds = took * _operations(self._plan, layer + 1) / done
-        self._say(f"layer {layer} took {took:.1f} s; the rest takes about {_duration(seconds)}")
+        self._say(f"layer {layer} took {took:.1f} s; the rest takes about {duration(seconds)}")
 
 
 def block_operations(cfg: HookedTransformerConfig, layer: int, n: int) -> float:
@@ -80,10 +81,3 @@ def block_operations(cfg: HookedTransformerConfig, layer: int, n: int) -> float:
     seen = min(cfg.window(layer) or n, n)
     pairs = seen * (seen + 1) / 2 + (n - seen) * seen
     return 2 * n * cfg.d_model * width + 4 * pairs * cfg.n_heads * cfg.d_head
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as a reader wants them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -385,7 +385,7 @@ def test_help_is_quick_and_shows_an_example():
     assert "Example: ropescope report --model" in shown.stdout
 
 
-@pytest.mark.parametrize("command", ["capture", "resume", "info"])
+@pytest.mark.parametrize("command", ["capture", "corpus", "resume", "info"])
 def test_every_command_shows_an_example(run, command):
     assert f"Example: ropescope {command} " in run(command, "--help")[1]
 
