@@ -11,9 +11,10 @@ import pandas as pd
 import xarray as xr
 
 from hooks import checks
-from hooks.errors import CorpusError, CorpusWarning, InputError
+from hooks.errors import CorpusError, CorpusWarning, InputError, StageError
 from interp.captures import Capture, capture
-from interp.common.words import number_ranges
+from interp.common.labels import result_of
+from interp.common.words import head_name, number_ranges
 from interp.corpus.analyses import check_analysis
 from interp.corpus.estimates import Estimates
 from interp.corpus.plan import DUPLICATE, UNREADABLE, Plan
@@ -21,6 +22,7 @@ from interp.corpus.reading import Reader
 from interp.corpus.records import Records
 from interp.corpus.store import CorpusStore
 from interp.corpus.work import facts_of, load
+from interp.tensors.selection import head_numbers
 
 MEASURED, LEFT = "measured", "left"
 
@@ -154,6 +156,64 @@ class Corpus:
             raise InputError(f"{len(both)} texts are in both corpora: measure the same texts, at least 2, in each")
         mine, others = zip(*both, strict=True)
         return self._estimates(mine).differences(other._estimates(others), analysis, labels)
+
+    def spread(self, analysis: str = "head_summary") -> xr.Dataset:
+        """How far texts lie apart in each head: which heads do the same whatever they read, and which do not.
+
+        Args:
+            analysis: one that it holds, with numbers for each head.
+
+        Returns:
+            For each score x over (layer, head): ``x_sd``, the standard deviation over texts, each counted once, and
+            ``x_quantile`` over (q, layer, head), the quantiles 5, 25, 50, 75 and 95 % of the texts.
+
+        Raises:
+            InputError: the corpus does not hold the analysis, or it has no number for each head.
+            CorpusError: no text was measured.
+        """
+        return self._estimates(range(len(self._some()))).spread(self._held(analysis))
+
+    def top_texts(self, analysis: str, variable: str, layer: int, head: int, n: int = 10) -> xr.Dataset:
+        """The texts in which a head scores highest, and the token ids that they begin with.
+
+        Args:
+            analysis: one that it holds.
+            variable: which of its numbers for each head.
+            layer: the head's layer.
+            head: the head.
+            n: how many texts.
+
+        Returns:
+            Over rank: text (its id), value, tokens (how many), loss, opening.
+
+        Raises:
+            InputError: there is no such analysis or number, or n is below 1.
+            StageError: no such layer or head.
+        """
+        data = self[analysis]
+        names = [str(name) for name, v in data.data_vars.items() if v.dims == ("text", "layer", "head")]
+        checks.choice("variable", variable, names)
+        if layer not in self.plan.model.layers:
+            raise StageError(f"no layer {layer}: the corpus holds {number_ranges(self.plan.model.layers)}")
+        head = head_numbers(head, self.plan.model.heads)[0]
+        values = data[variable].sel(layer=layer, head=head).values
+        there = np.flatnonzero(np.isfinite(values))
+        best = there[np.argsort(-values[there], kind="stable")][: checks.whole("n", n, at_least=1)]
+        rows = self.texts.loc[[self.finished[at] for at in best]]
+        said = data[variable].attrs
+        columns = {
+            "text": (rows["id"].to_numpy(str), {"units": "", "description": "the text's id"}),
+            "value": (values[best], said),
+            "tokens": (rows["tokens"].to_numpy(), {"units": "token", "description": "tokens that were read"}),
+            "loss": (rows["loss"].to_numpy(), {"units": "nat", "description": "mean loss of its tokens"}),
+            "opening": (rows["opening"].to_numpy(str), {"units": "", "description": "how it begins"}),
+        }
+        out = xr.Dataset(
+            {name: ("rank", numbers, attrs) for name, (numbers, attrs) in columns.items()},
+            {"rank": np.arange(len(best))},
+        )
+        what = f"texts in which {head_name(layer, head)} scores highest: {said['description']}"
+        return result_of("top_texts", out, what)
 
     def capture(self, text: int | str, model: Any = None, **options: Any) -> Capture:
         """A text captured again, to be looked at: the same tokens, through the same model.

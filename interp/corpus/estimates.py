@@ -15,6 +15,8 @@ from interp.corpus.kept import MERGE, Statistic, lined_up
 from interp.corpus.reading import Reader
 from interp.corpus.reduce import Estimate, Resamples, chunks, interval, simultaneous
 
+_HEAD = ("layer", "head")
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _EDGES = {
     "sem": "standard error over texts of: ",
     "low": "2.5 % of resamples of the texts are below this: ",
@@ -58,11 +60,45 @@ class Estimates:
             n_texts=n,
         )
 
+    def spread(self, analysis: str) -> xr.Dataset:
+        """How far the texts lie apart in every statistic over (layer, head): deviation and quantiles over texts."""
+        variables: dict[str, tuple] = {}
+        for name, statistic in ANALYSES[analysis].statistics.items():
+            said = statistic.variable
+            if said.dims != _HEAD:
+                continue
+            runs = self._runs(analysis, statistic)
+            parts = [self._over_texts(self._per_text(analysis, statistic, run)) for run in runs]
+            deviation, quantiles = (np.concatenate([part[at] for part in parts], axis=-2) for at in (0, 1))
+            words = f"standard deviation between texts of: {said.description}"
+            variables[f"{name}_sd"] = (said.dims, deviation, said.attrs | {"description": words})
+            words = f"quantiles over texts of: {said.description}"
+            variables[f"{name}_quantile"] = (("q", *said.dims), quantiles, said.attrs | {"description": words})
+        if not variables:
+            raise InputError(f"{analysis} has no number for each head: ask for head_summary, sink_rate or score_ranges")
+        coordinates = self.reader.coordinates(analysis) | {"q": list(QUANTILES)}
+        out = self.reader.described(analysis, xr.Dataset(variables, coordinates))
+        what = f"how far {len(self.texts):,} texts lie apart in each head"
+        return out.assign_attrs(analysis="spread_over_texts", description=what, n_texts=len(self.texts))
+
+    def _per_text(self, analysis: str, statistic: Statistic, layers: slice) -> np.ndarray:
+        """A statistic of each text, of some layers."""
+        return statistic.compute(*self.reader.fields(analysis, statistic, self.texts, layers))
+
+    @staticmethod
+    def _over_texts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Standard deviation and quantiles over the texts that have a number; NaN where none has."""
+        there = np.isfinite(values).any(axis=0)
+        filled = np.where(there, values, 0.0)
+        deviation = np.nanstd(filled, axis=0)
+        quantiles = np.nanquantile(filled, QUANTILES, axis=0)
+        return np.where(there, deviation, np.nan), np.where(there, quantiles, np.nan)
+
     def differences(self, other: "Estimates", analysis: str, labels: tuple[str, str]) -> xr.Dataset:
         """Other − this for every statistic over (layer, head), with intervals that hold for all heads at once."""
         variables: dict[str, tuple] = {}
         for name, statistic in ANALYSES[analysis].statistics.items():
-            if not statistic.bootstrapped or statistic.variable.dims != ("layer", "head"):
+            if not statistic.bootstrapped or statistic.variable.dims != _HEAD:
                 continue
             found = [each._estimate(analysis, statistic, keep=True) for each in (self, other)]
             (value, drawn), (other_value, other_drawn) = ((e.value, e.low) for e in found)

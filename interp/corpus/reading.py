@@ -11,6 +11,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from interp.analyses.position.received import PARTS
+from interp.analyses.position.sinks import SINK_THRESHOLD
 from interp.common.labels import result_of
 from interp.common.schema import COORDINATES
 from interp.corpus.analyses import ANALYSES
@@ -105,7 +106,8 @@ class Reader:
         """A Dataset of an analysis with the window of each layer, and what it is."""
         if "window" not in out and "distance_bin" in out.dims:
             out["window"] = ("layer", list(self.plan.model.windows), {"units": "token", "description": "0 for none"})
-        about = {"n_layers": self.plan.model.n_layers, "model": self.plan.model.name}
+        about: dict[str, Any] = {"n_layers": self.plan.model.n_layers, "model": self.plan.model.name}
+        about |= {"k": 1, "epsilon": SINK_THRESHOLD} if analysis == "sink_rate" else {}
         return result_of(analysis, out, ANALYSES[analysis].about).assign_attrs(about)
 
     def coordinates(self, analysis: str) -> dict[str, Any]:

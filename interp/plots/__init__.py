@@ -12,6 +12,7 @@ from interp.plots.distance import attention_by_distance, attention_by_variant, a
 from interp.plots.export import save
 from interp.plots.loss import loss_by_position
 from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
+from interp.plots.over_texts import head_intervals, spread_over_texts
 from interp.plots.pairs import frequency_pairs
 from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
 from interp.plots.ranges import score_ranges
@@ -30,6 +31,7 @@ __all__ = [
     "comparison_by_distance",
     "dark",
     "frequency_pairs",
+    "head_intervals",
     "head_scores",
     "head_table",
     "layer_head_map",
@@ -44,4 +46,5 @@ __all__ = [
     "score_ranges",
     "show",
     "sink_rate",
+    "spread_over_texts",
 ]

@@ -16,6 +16,7 @@ from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
 from interp.plots.maps import attention_window, head_scores, pooled_map
+from interp.plots.over_texts import spread_over_texts
 from interp.plots.pairs import frequency_pairs
 from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
 from interp.plots.ranges import score_ranges
@@ -31,6 +32,8 @@ _KEYS = ("received", "received_max", "received_value")
 
 def _statistics(result: xr.Dataset, **options: Any) -> go.Figure:
     """By distance where that was measured, else along the text, else the pooled map."""
+    if "distance_bin" in result.dims and "attention_mean" in result:
+        return attention_by_distance(averaged(result), **options)
     if "distance" in result.dims:
         return _distances(result, **options)
     if "query" in result.dims and (rows := [name for name in _ROWS if name in result]):
@@ -78,6 +81,13 @@ def _alone(draw: Callable[..., go.Figure], own: frozenset[str] = OWN) -> Callabl
     return draw_one
 
 
+def _ranges(result: xr.Dataset, **options: Any) -> go.Figure:
+    """The ranges under every variant; those of many texts are as run, and are maps of heads."""
+    if "min" in result and not {"variant", "stage"} & set(result["min"].dims) and "variant" not in result.coords:
+        return _means(head_scores)(result, **({"title": "Ranges of the scores"} | options))
+    return _alone(score_ranges)(result, **options)
+
+
 _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "attention_map": _maps(pooled_map),
     "attention_pattern": _maps(attention_window),
@@ -86,6 +96,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
         averaged(with_share_used(thinned(result))), **options
     ),
     "compare": _means(comparison, _COMPARED),
+    "compare_corpora": _alone(comparison),
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
     "loss_by_position": _means(loss_by_position),
@@ -94,9 +105,11 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "ranked": _alone(ranking, _COMPARED),
     "received_by_position": _means(received_by_position),
     "relativity_error": _means(relativity_error),
-    "score_ranges": _alone(score_ranges),
+    "score_ranges": _ranges,
+    "spread_over_texts": _alone(spread_over_texts),
     "sink_rate": _means(sink_rate),
     "top_keys": _alone(ranking),
+    "top_texts": _alone(ranking),
     "typical_heads": _alone(ranking),
     "what_if_rope": _statistics,
 }
