@@ -16,6 +16,7 @@ from interp.common.files import check_writable, write_text
 from interp.common.words import KIND_NAME, head_name, number_ranges, visible_text
 from interp.corpus.questions import CorpusData
 from interp.plots import theme
+from interp.plots.bands import MOST_BANDS
 from interp.reporting.figures import FigureView, view
 from interp.reporting.page import page_colours, page_template
 from interp.reporting.page_data import as_script
@@ -148,12 +149,12 @@ def _distance(corpus: CorpusData, means: dict[str, xr.Dataset]) -> Iterator[Sect
     for kind in (kind for kind in KIND_NAME if kind in kinds):
         part = bias.isel(layer=np.flatnonzero(kinds == kind))
         title = f"{KIND_NAME[kind].capitalize()} layers"
-        curves = plots.attention_by_distance(part, title=title)
+        curves = plots.attention_by_distance(part, title=title, highlight=_typical(means, part))
         shares = plots.attention_share_by_head(part, title=f"{title}, head by head")
         figures.append(view(f"curves-{kind}", curves, f"{title}: mean attention of a pair against its distance."))
         figures.append(view(f"shares-{kind}", shares, f"{title}: where each head spends its attention."))
     figures.append(
-        view("r2", plots.layer_head_map(bias["positional_r2"], ceiling=1), "Positional R², mean over the texts.")
+        view("r2-map", plots.layer_head_map(bias["positional_r2"], ceiling=1), "Positional R², mean over the texts.")
     )
     yield Section(
         "distance",
@@ -161,9 +162,19 @@ def _distance(corpus: CorpusData, means: dict[str, xr.Dataset]) -> Iterator[Sect
         "Positional bias",
         "How much a query attends to a key that lies Δ tokens before it, over the pairs of all texts.",
         "Attention summed over all visible pairs of all texts in a bin of distances, divided by how many such pairs "
-        "there are. Bands, where few enough heads are drawn, are 95 % intervals over texts.",
+        "there are. Bands are 95 % intervals over texts; of many heads, the most typical have theirs.",
         figures,
     )
+
+
+def _typical(means: dict[str, xr.Dataset], part: xr.Dataset) -> dict[tuple[int, int], str] | None:
+    """The heads of these layers that are the most typical of a few kinds, whose bands are drawn; None of few heads."""
+    if "head_summary" not in means or part.sizes["layer"] * part.sizes["head"] <= MOST_BANDS:
+        return None
+    summary = means["head_summary"].sel(layer=part["layer"])[[name for name in _DRAWN if name in KINDS]]
+    kinds = typical_heads(summary, 1)
+    found = zip(kinds["layer"].values[:, 0], kinds["head"].values[:, 0], kinds["kind"].values, strict=True)
+    return {(int(layer), int(head)): str(kind) for layer, head, kind in found if layer >= 0}
 
 
 def _spread(corpus: CorpusData, means: dict[str, xr.Dataset]) -> Iterator[Section]:
@@ -221,7 +232,7 @@ def _spread(corpus: CorpusData, means: dict[str, xr.Dataset]) -> Iterator[Sectio
 def _along(corpus: CorpusData, means: dict[str, xr.Dataset]) -> Iterator[Section]:
     """What lies along the text: attention received, and the loss."""
     if "received_by_position" in means:
-        received = view("received", plots.show(means["received_by_position"]), "Attention received by position.")
+        received = view("received-figure", plots.show(means["received_by_position"]), "Attention received by position.")
         yield Section(
             "received",
             "Received",

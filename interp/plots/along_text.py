@@ -7,7 +7,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from hooks.errors import InputError
-from interp.plots.bands import caption
+from interp.plots.bands import EDGES, caption
 from interp.plots.base import finish, label_of, with_heads
 from interp.plots.curves import add_curves, along_positions, key_to_colours
 from interp.plots.highlight import Highlight
@@ -35,9 +35,8 @@ def rows_by_position(
         InputError: no variable lies along the text.
     """
     rows = with_heads(rows)
-    edges = ("_low", "_high", "_stderr")
     found = [str(name) for name, values in rows.items() if "position_bin" in values.dims]
-    names = [name for name in found if not name.endswith(edges)] if names is None else list(names)
+    names = [name for name in found if not name.endswith(EDGES)] if names is None else list(names)
     if not names:
         raise InputError("no variable over position_bin to draw")
     variants = [str(name) for name in rows["variant"].values] if "variant" in rows.dims else [""]

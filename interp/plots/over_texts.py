@@ -22,7 +22,7 @@ def head_intervals(data: xr.Dataset, name: str, *, title: str | None = None, hig
     Args:
         data: what `Corpus.mean` or `Corpus.compare` returned.
         name: a variable over (layer, head) that has an interval: ``first_token_mass``, ``entropy_difference``, …
-        title: heading of the figure; by default the variable's description.
+        title: heading of the figure; by default the variable's name.
         highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
 
     Raises:
@@ -67,10 +67,10 @@ def head_intervals(data: xr.Dataset, name: str, *, title: str | None = None, hig
         showgrid=False,
     )
     mark_places(figure, data, named, across=True)
-    words = label_of(data[name], name.replace("_", " "))
-    figure.update_yaxes(title=words, **_shares(data[name]))
+    words = name.replace("_", " ")
+    figure.update_yaxes(title=label_of(data[name], words), **_shares(data[name]))
     note = str(data.attrs.get("band", "")) if np.isfinite(low).any() else "a single text has no interval"
-    return finish(figure, title or _heading(data[name], name), 400, f"bars: {note}" if note[:1].isdigit() else note)
+    return finish(figure, title or words[0].upper() + words[1:], 400, f"bars: {note}" if note[:1].isdigit() else note)
 
 
 def spread_over_texts(
@@ -123,7 +123,7 @@ def spread_over_texts(
                 hovertemplate="%{text}: median %{y:.3g}, half of the texts %{customdata[1]:.3g} to %{customdata[2]:.3g}"
                 ", 90 % %{customdata[0]:.3g} to %{customdata[3]:.3g}<extra></extra>",
                 name=words,
-                showlegend=True,
+                showlegend=False,
             )
     else:
         say(figure, "nothing to draw: no head has a number here")
@@ -137,9 +137,9 @@ def spread_over_texts(
         range=[-1, max(len(chosen), 1)],
     )
     figure.update_yaxes(title=label_of(quantiles, score.replace("_", " ")), **_shares(quantiles))
-    n = f"{spread.attrs.get('n_texts', ''):,} texts" if "n_texts" in spread.attrs else ""
-    heading = str(quantiles.attrs.get("description", score)).removeprefix("quantiles over texts of: ").partition(";")[0]
-    return finish(figure, title or f"Where texts differ most: {heading}", 420, n)
+    many = f"{spread.attrs['n_texts']:,} texts; " if "n_texts" in spread.attrs else ""
+    note = f"{many}thick: the middle half of them, thin: 5 to 95 %"
+    return finish(figure, title or f"Where texts differ most: {score.replace('_', ' ')}", 420, note)
 
 
 def _error(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
@@ -156,9 +156,3 @@ def _flat(values: xr.DataArray) -> np.ndarray:
 def _shares(values: xr.DataArray) -> dict[str, Any]:
     """How an axis writes its numbers: per cent where they are shares."""
     return {"tickformat": ".0%"} if values.attrs.get("units") == "1" else {}
-
-
-def _heading(values: xr.DataArray, name: str) -> str:
-    """What a variable is, as a heading."""
-    said = str(values.attrs.get("description", name)).partition(";")[0]
-    return said[0].upper() + said[1:]

@@ -31,6 +31,8 @@ def test_it_has_every_part_and_figures_that_can_be_read(page):
         assert f'href="#{part}"' in page
     figures = re.findall(r'data-figure="([\w-]+)">(.*?)</script>', page, flags=re.DOTALL)
     assert len(figures) > 12 and len({key for key, _ in figures}) == len(figures)
+    ids = re.findall(r' id="([\w-]+)"', page)
+    assert len(ids) == len(set(ids))
     for key, text in figures:
         assert json.loads(text)["data"], key
         assert f'id="{key}"' in page
