@@ -121,9 +121,8 @@ def tiny(count: int) -> None:
     print(f"overhead {(whole / count - alone) * 1e3:.1f} ms a text; {files:,} files")
     print(f"plan.json {(folder / 'plan.json').stat().st_size / 1e6:.1f} MB")
     again, corpus = timed(lambda: open_corpus(folder))
-    print(
-        f"opened in {again:.2f} s; run again in {timed(lambda: measure_corpus(model, rows, folder, n_tokens=24))[0]:.2f} s"
-    )
+    rerun, _ = timed(lambda: measure_corpus(model, rows, folder, n_tokens=24))
+    print(f"opened in {again:.2f} s; run again in {rerun:.2f} s")
     one = corpus["head_summary"]["entropy"]
     print(f"one variable of {min(count, 2000):,} texts read in {timed(lambda: one[:2000].values)[0]:.3f} s")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

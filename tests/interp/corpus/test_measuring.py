@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import zarr
 from tiny_corpus import N_TOKENS, quiet_model, same, single_thread, token_rows
 
 from hooks.errors import (
+    ClusterError,
     CorpusDamagedError,
     CorpusError,
     CorpusMismatchError,
@@ -275,3 +277,12 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_values(tmp_path):
         time.sleep(0.01)
     assert child.exitcode == 0 and kills >= 2
     same(undisturbed, open_corpus(tmp_path / "b.corpus"))
+
+
+def test_without_dask_a_corpus_is_measured_here_and_workers_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert len(run(tmp_path / "a.corpus")) == 8
+    for asked in ({"workers": 2}, {"scheduler": "tcp://127.0.0.1:8786"}):
+        with pytest.raises(ClusterError, match=r"pip install 'ropescope\[cluster\]'"):
+            measure_corpus("smollm2-135m", ROWS, tmp_path / "b.corpus", n_tokens=9, **asked)
+    assert not (tmp_path / "b.corpus").exists()

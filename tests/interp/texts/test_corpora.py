@@ -124,3 +124,12 @@ def test_a_row_that_is_neither_text_nor_tokens_has_a_reason():
 def test_the_opening_is_one_short_line():
     [document] = read_documents(["first\n\n  second\t" + "word " * 100])
     assert document.opening.startswith("first second word") and len(document.opening) == 80
+
+
+@pytest.mark.slow
+def test_a_real_dataset_is_read_row_by_row():
+    datasets = pytest.importorskip("datasets")
+    found = read_documents(datasets.Dataset.from_dict({"text": WORDS, "id": [1, 2, 3]}))
+    assert [(d.name, d.content) for d in found] == list(zip("123", WORDS, strict=True))
+    with pytest.raises(TextError, match="several splits"):
+        read_documents(datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": WORDS})}))
