@@ -15,10 +15,10 @@ from problem import Problem
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
 from interp.common import progress
-from interp.measure.portable import Pass
 from interp.measure.schema import GROUPS, VARIABLES
 from interp.measure.score_bins import score_edges
 from interp.measure.statistics import attention_statistics
+from interp.measure.work import Pass
 
 
 def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=0, key_mask=None, **positions):
