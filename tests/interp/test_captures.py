@@ -277,7 +277,7 @@ def test_bos_is_asked_of_a_text_and_of_a_tokenizer_that_has_one(model):
     with pytest.raises(InputError, match="prepend_bos=True is for a text"):
         capture(model, random_tokens(5), prepend_bos=True)
     with pytest.raises(InputError, match="prepend_bos='no': give True or False"):
-        capture(model, "the import", prepend_bos="no")
+        capture(model, "the import", **{"prepend_bos": "no"})
     with_words = tiny()
     with_words.tokenizer = word_tokenizer()
     with_words.tokenizer.bos_token = None
