@@ -14,10 +14,11 @@
 # %% [markdown]
 # # 4. Long sequences: what does attention look like at 32,768 tokens?
 #
-# Gemma 3 270M was trained on 32,768 tokens, and there attention is hardest to look at: the patterns do not fit
-# anywhere. This notebook takes the model to its full length on a CPU, measures every pair of tokens exactly, reads
-# single rows of attention matrices that never existed, and then edits attention inside the run:
-# **at this length, how much attention goes to the first token, and what is it good for?**
+# Gemma 3 270M has a context of 32,768 tokens, and there attention is hardest to look at: the patterns of its heads
+# would take 309 GB. This notebook takes the model to its full length on a CPU, measures every pair of tokens of its
+# full layers exactly, reads single rows of attention matrices that never existed, and then edits attention inside the
+# run:
+# **at this length, how much attention goes to the first token, and what is it worth?**
 
 # %%
 import resource
@@ -46,7 +47,7 @@ print(f"layers with full attention: {FULL}; the other {cfg.n_layers - len(FULL)}
 # ## What storing patterns would cost
 #
 # A pattern has one number per head, query and key. Queries, keys and values have one *vector* per head and token, and
-# everything about attention follows from them. So keep those, and compute the rest when it is asked for.
+# the pattern follows from them. So keep those, and compute the rest when it is asked for. Sizes are of float32.
 
 # %%
 lengths = [2**power for power in range(11, 18)]
@@ -97,7 +98,8 @@ cap.holdings()
 # ## Every pair, measured
 #
 # One pass over q and k gives the statistics of every head: attention by distance, by key, per query, and more (the
-# command `ropescope stats` lists them). Each query-key pair counts; nothing is sampled and no matrix is held.
+# command `ropescope stats` lists them). Each query-key pair that a layer's mask leaves counts; nothing is sampled, and
+# no matrix is held.
 
 # %%
 stats = cap.statistics()
@@ -112,13 +114,14 @@ plots.show(bias.sel(layer=FULL), title="Full layers: mean attention of a pair by
 plots.show(bias.drop_sel(layer=FULL), title="Sliding layers end where their window does")
 
 # %% [markdown]
-# With distance some heads fall steeply, others hardly at all. Where a curve rises again at the far end, that is not
-# about far text: the pairs at the largest distances are those of the last queries with the *first* keys.
+# Next to the query heads differ most, and in every one attention falls with distance. Where a curve rises again at the
+# far end, that is not about far text: the pairs at the largest distances are those of the last queries with the *first*
+# keys.
 #
 # ## The sink
 #
-# The first token is an **attention sink**: a head that has nothing to do puts its attention there, where it does no
-# harm. Here is how much of each query's attention it holds, along the text.
+# The first token is an **attention sink**: heads give it far more attention than any other token gets. Here is how much
+# of each query's attention it holds, along the text.
 
 # %%
 sink = stats["sink_mass"].sel(sink_size=1, layer=FULL).isel(query=slice(1, None))
@@ -192,7 +195,9 @@ print(f"and this notebook at most {resource.getrusage(resource.RUSAGE_SELF).ru_m
 folder.cleanup()
 
 # %% [markdown]
-# So length is no reason to look at less: the same calls as on a short text, in memory that grows with n and not with
-# n². Other recipes limit the distance, keep the top k keys, boost or knock out positions (`hooks.recipes`).
+# So length is no reason to look at less: the same calls as on a short text, on a capture that grows with n and not with
+# n². Without the row hook and the figures, the capture of every layer and its statistics take less memory than here:
+# README says how much. Other recipes limit the distance, keep the top k keys, boost or knock out positions
+# (`hooks.recipes`).
 #
 # Next: [stretching a context beyond what the model was trained on](05_stretching_the_context.ipynb).
