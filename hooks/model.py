@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
-from hooks.base.inputs import check_predicts, padding_mask, token_positions
+from hooks.base.inputs import check_predicts, packed_documents, padding_mask, predicted_tokens, token_positions
 from hooks.base.lens_surface import LensMixin
-from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll
+from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll, within_documents
 from hooks.base.module import NamedHooksModule
 from hooks.base.registry import HookRegistry
 from hooks.base.tokenizing import TokenizingMixin
@@ -206,8 +206,10 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             values["unembed.weight"] = values["embed.weight"]
         self.adopt_parameters(values)
 
-    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream before the first block."""
+    def embed_tokens(
+        self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream before the first block; only attached models may have one that positions are part of."""
         embedded = self.embed(tokens)
         if self.cfg.embed_scale is not None:
             # transformers scales by a tensor of the embedding's dtype: in bfloat16 the factor itself is rounded.
@@ -227,11 +229,14 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         Args:
             tokens: gives the shape.
             position_ids: default counts from 0; with `attention_mask`, from the first token that is not padding.
+                Without one, positions that start again start a new document, which sees no other.
             attention_mask: 1 where a token is real, 0 where it is padding.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
         """
         key_mask = padding_mask(attention_mask, tokens)
-        positions = token_positions(position_ids, tokens, key_mask)
+        positions, documents = token_positions(position_ids, tokens, key_mask), None
+        if position_ids is not None:
+            documents = packed_documents(positions, key_mask, masked=attention_mask is not None)
         last = int(positions.max()) + 1
         if last > self.cfg.n_ctx:
             warnings.warn(
@@ -243,7 +248,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         exact = self.cfg.rope_in_float32 and not self.cfg.round_cos_sin
         dtype = torch.promote_types(self.dtype, torch.float32) if exact else self.dtype
         rotations = {t: rotary(positions, length=rope_length, dtype=dtype) for t, rotary in self.rotary.items()}
-        return AttentionContext(positions, rotations, key_mask)
+        return AttentionContext(positions, rotations, key_mask, documents)
 
     def forward(
         self,
@@ -264,7 +269,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             position_ids: position of each token; see `context`.
             attention_mask: 0 where a token is padding; padding is neither attended to nor counted in the loss.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
-            loss_per_token: give the loss as [batch pos−1] instead of its mean.
+            loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN at the first token of each packed
+                document, which nothing predicts.
 
         Raises:
             InputError: token ids, positions or mask do not fit the model.
@@ -273,7 +279,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         ids = self._check_tokens(tokens)
         context = self.context(ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length)
         if return_type in ("loss", "both") and not loss_per_token:
-            check_predicts(ids, context.key_mask)
+            check_predicts(ids, predicted_tokens(ids, context.key_mask, context.documents))
         resid = self.embed_tokens(ids)
         for block in self.blocks:
             resid = block(resid, context)
@@ -282,8 +288,9 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             return None
         if return_type == "logits":
             return self._logits(resid)
-        nll = self._nll(resid, ids)
-        loss = nll if loss_per_token else mean_loss(nll, context.key_mask)
+        nll = within_documents(self._nll(resid, ids), context.documents)
+        predicted = predicted_tokens(ids, context.key_mask, context.documents)
+        loss = nll if loss_per_token else mean_loss(nll, predicted)
         return (self._logits(resid), loss) if return_type == "both" else loss
 
     def _logits(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
