@@ -77,7 +77,9 @@ class Attention(AttentionWeights, nn.Module):
     def _add_hook_points(self) -> None:
         """One point per tensor that this layer really has."""
         self.steps = {t: attention_steps(self.cfg, self.layer, t) for t in ("q", "k", "v")}
-        names = [f"hook_{t}_input" for t in self.steps]
+        # A copy of the stream for each head feeds q, k and v only where each head has keys and values of its own.
+        names = ["hook_attn_in"] if self.cfg.n_kv_heads == self.cfg.n_heads else []
+        names += [f"hook_{t}_input" for t in self.steps]
         names += [f"hook_{t}" for t in self.steps]
         names += [STEP_OUTPUT[step].format(t) for t, steps in self.steps.items() for step in steps]
         names += ["hook_attn_scores", "hook_pattern", "hook_attn_scores_rows", "hook_pattern_rows"]
