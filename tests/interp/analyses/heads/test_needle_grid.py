@@ -173,7 +173,7 @@ def test_the_grid_shows_the_numbers_and_what_was_found():
 
 @pytest.mark.slow
 def test_gemma_finds_a_number_at_2048_tokens():
-    model = HookedTransformer.from_pretrained("gemma3-270m")
+    model = HookedTransformer.from_pretrained("gemma3-270m", dtype=torch.float32)
     text = {
         "sentence": "\nThe secret code of the archive is 48153.\n",
         "question": "\n\nQuestion: what is the secret code of the archive?\nAnswer: the secret code of the archive is",
@@ -183,6 +183,6 @@ def test_gemma_finds_a_number_at_2048_tokens():
     assert sweep["found"].values.all() and float(sweep["answer_loss"].max()) < 0.5
     needle = plant_needle(model, 2048, 0.2, **text)
     loss = needle.answer_loss(model.loss_per_token(needle.tokens))
-    assert float(sweep["answer_loss"].sel(depth=0.2)) == pytest.approx(loss, rel=1e-3)
+    assert sweep["answer_loss"].sel(depth=0.2).item() == pytest.approx(loss, rel=1e-3)
     summary = head_summary(capture(model, needle.tokens), needle=needle)
-    assert float(sweep["needle_mass"].sel(depth=0.2)) == pytest.approx(float(summary["needle_mass"].mean()), rel=1e-3)
+    assert sweep["needle_mass"].sel(depth=0.2).item() == pytest.approx(float(summary["needle_mass"].mean()), rel=1e-3)
