@@ -43,9 +43,9 @@ SCORES: dict[str, Variable] = {
     "retrieval": Variable(
         _HEAD,
         "1",
-        "share of the answer's distinct tokens that the head, with its largest attention, copies from the needle while "
-        "the answer is read (teacher-forced: given, not generated)",
-        "|{t_j : j in the needle, j = argmax p_i, t_j = t_i+1}| / |{t_j : j in the answer}|",
+        "share of the needle's distinct tokens that the head, with its largest attention, copies while the answer is "
+        "read (teacher-forced: given, not generated)",
+        "|{t_j : j in the needle, j = argmax p_i, t_j = t_i+1}| / |{t_j : j in the needle}|",
         "arXiv:2404.15574",
     ),
     "needle_mass": Variable(

@@ -131,11 +131,11 @@ def test_retrieval_counts_what_of_the_answer_was_looked_up():
     needle = plant_needle(model, 40, 0.5, answer="w11 w4 w9", **TEXTS)
     start = needle.needle.start
     looked = np.zeros((4, 40), dtype=int)
-    looked[0, needle.predicting] = [start + 2, start + 3, start]  # two of three, where they stand
+    looked[0, needle.predicting] = [start + 2, start + 3, start]  # two of the needle's four, where they stand
     looked[1, needle.predicting] = [start + 2, start + 2, 0]  # one; the second is another token
     looked[2, needle.predicting] = needle.answer.start  # outside the needle
     looked[3, needle.predicting] = [start + 1, start, start]
-    np.testing.assert_allclose(retrieval_score(needle, looked), [2 / 3, 1 / 3, 0, 0])
+    np.testing.assert_allclose(retrieval_score(needle, looked), [1 / 2, 1 / 4, 0, 0])
 
 
 def test_wrong_sweeps_are_named():
