@@ -32,6 +32,7 @@ from hooks.modules.block import Block
 from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
 from hooks.modules.rotary import Rotary
+from hooks.modules.weight_views import Embedding, Unembedding
 
 
 class ContextLengthWarning(UserWarning):
@@ -62,14 +63,13 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         self.loaded_from: str | None = None  # the name, Hub id or absolute path that `from_pretrained` was given
         # Matrices start without values: torch would draw them from the global generator.
         device = "meta"
-        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model, device=device, dtype=cfg.dtype)
+        self.embed = Embedding(cfg.d_vocab, cfg.d_model, device=device, dtype=cfg.dtype)
         self.hook_embed = HookPoint()
         rotating = {cfg.layer_type(i): cfg.rope_for(i) for i in range(cfg.n_layers) if cfg.rope_for(i) is not None}
         self.rotary = nn.ModuleDict({t: Rotary(rope, cfg.d_head) for t, rope in sorted(rotating.items()) if rope})
         self.blocks = nn.ModuleList(Block(cfg, layer, device) for layer in range(cfg.n_layers))
         self.ln_final = Norm(cfg, cfg.d_model)
-        d_out = cfg.d_vocab_out if cfg.d_vocab_out > 0 else cfg.d_vocab
-        self.unembed = nn.Linear(cfg.d_model, d_out, bias=cfg.unembed_bias, device=device, dtype=cfg.dtype)
+        self.unembed = Unembedding(cfg.d_model, cfg.d_vocab_out, cfg.unembed_bias, device=device, dtype=cfg.dtype)
         if cfg.tie_word_embeddings:
             self.unembed.weight = self.embed.weight
         if not _empty:

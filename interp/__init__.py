@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
+    from interp.analyses.heads.needle_grid import needle_sweep
     from interp.analyses.heads.summary import head_summary, head_table, typical_heads
     from interp.analyses.patterns.windows import attention_map, attention_pattern
     from interp.analyses.position.distance import positional_bias, typical_distance
@@ -44,6 +45,7 @@ _HOME = {
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
     "loss_by_position": "interp.analyses.position.losses",
+    "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
     "plant_needle": "interp.texts.needles",
     "plots": "interp.plots",
@@ -78,6 +80,7 @@ __all__ = [
     "head_summary",
     "head_table",
     "loss_by_position",
+    "needle_sweep",
     "open_capture",
     "plant_needle",
     "plots",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from hooks.attached.interface import HANDLER, same_width
+from hooks.attached.interface import HANDLER
 from hooks.attached.masks import MaskRules
 from hooks.attached.positions import true_positions
 from hooks.attached.probe import LayerFacts, Tap, first_tensor, from_heads, to_heads
@@ -20,7 +20,8 @@ from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import AttachError, HookConflictError
-from hooks.modules.attention import attend_hooked
+from hooks.functional.head_width import same_width
+from hooks.modules.attention import attend_hooked, past_z
 from hooks.modules.hook_point import HookPoint
 
 # What reads positions.
@@ -156,7 +157,7 @@ class AttachedAttention(nn.Module):
                 at = true_positions(rules, k.shape[1], q.shape[1], handed, q.device)
             place = replace(place, query_positions=at[0], key_positions=at[1])
         q, k, v, width = same_width(q, k, v)
-        return self.hook_z(attend_hooked(self, q, k, v, spec, place)[..., :width])
+        return past_z(self.hook_z, attend_hooked(self, q, k, v, spec, place)[..., :width], place, k.shape[1])
 
     def install(self) -> list[RemovableHandle]:
         """Lead the module's tensors past the points; the handles undo it."""

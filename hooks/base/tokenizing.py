@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from hooks.base.inputs import token_ids
+from hooks.checks import choice, shown
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import InputError, TokenizerError, TokenizerWarning
 
@@ -123,6 +124,35 @@ class TokenizingMixin:
         if len(ids) != 1:
             raise TokenizerError(f"{string!r} is {len(ids)} tokens ({ids}), not one; mind the space in front of words")
         return ids[0]
+
+    def get_token_position(
+        self,
+        single_token: str | int,
+        input: str | Int[Tensor, " pos"] | Int[Tensor, "1 pos"],
+        mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None,
+    ) -> int:
+        """Where a token stands in a text: its index, counted from 0, a BOS token included.
+
+        Args:
+            single_token: the token's text, or its id.
+            input: a text, or the ids of one.
+            mode: which one, where the token comes several times.
+            prepend_bos: as in `to_tokens`, for a text.
+
+        Raises:
+            InputError: the token is not there, or several texts were given.
+            TokenizerError: the text of the token is no token or several.
+        """
+        choice("mode", mode, ("first", "last"))
+        ids = self.to_tokens(input, prepend_bos) if isinstance(input, str) else self._check_tokens(input)
+        if ids.shape[0] != 1:
+            raise InputError(f"get_token_position looks in one text, not in a batch of shape {tuple(ids.shape)}")
+        token = self.to_single_token(single_token) if isinstance(single_token, str) else int(single_token)
+        found = (ids[0] == token).nonzero()[:, 0]
+        if not len(found):
+            raise InputError(f"token {shown(single_token)} is not among the {ids.shape[1]} tokens of this text")
+        return int(found[0 if mode == "first" else -1])
 
     def to_single_str_token(self, token: int) -> str:
         """The text of one token id."""

@@ -55,6 +55,10 @@ _BOOLEANS = (
     "parallel_attn_mlp",
     "rmsnorm_uses_offset",
     "use_attn_scale",
+    "use_attn_in",
+    "use_attn_result",
+    "use_hook_mlp_in",
+    "use_split_qkv_input",
 )
 # Fields of the parent class that would change the model in a way that this one does not implement.
 _NOT_BUILT = (
@@ -80,15 +84,10 @@ _NOT_BUILT = (
     "vision_num_heads",
     "mm_tokens_per_image",
     "n_devices",
-    "use_attn_in",
-    "use_hook_mlp_in",
     "use_hook_tokens",
 )
 _INSTEAD = {
     "n_devices": "the model lives on one device: model.to(device)",
-    "use_attn_in": "blocks.{i}.hook_resid_pre is what attention's norm reads, and blocks.{i}.attn.hook_q_input (k, v), "
-    "with use_split_qkv_input, what each head reads",
-    "use_hook_mlp_in": "blocks.{i}.hook_resid_mid is what the MLP's norm reads",
     "use_hook_tokens": "edit the tokens before they go in, or blocks.0.hook_resid_pre",
 }
 

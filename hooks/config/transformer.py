@@ -18,10 +18,10 @@ from transformer_lens.config import TransformerBridgeConfig, TransformerLensConf
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.comparing import differing_settings
-from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags
+from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags, said_elsewhere
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
-from hooks.config.rules import LAYER_TYPES, check_each, check_together, refuse
+from hooks.config.rules import LAYER_TYPES, check_each, check_together
 from hooks.errors import ConfigError, NarrowRotaryWarning
 
 __all__ = ["HookedTransformerConfig", "LayerRopes", "QKNormConfig", "RopeConfig"]
@@ -193,8 +193,6 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         return list(dict.fromkeys(rope for rope in ropes if rope is not None))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("use_attn_in", "use_hook_mlp_in") and value is not False and self.__dict__.get("_ready", False):
-            refuse(name, value)
         if not self.__dict__.get("_ready", False) or name in self._BRIDGE_MANAGED_HOOK_FLAGS:
             super().__setattr__(name, value)
         elif name in _SETTINGS or name in FLAGS:
@@ -254,6 +252,16 @@ class HookedTransformerConfig(TransformerBridgeConfig):
     def n_kv_heads(self) -> int:
         """Number of key and value heads."""
         return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
+
+    @property
+    def d_vocab_out(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of logits, ``d_vocab`` where it was left out (−1)."""
+        given = self.__dict__["d_vocab_out"]
+        return self.d_vocab if given == -1 else given
+
+    @d_vocab_out.setter
+    def d_vocab_out(self, value: int) -> None:
+        self.__dict__["d_vocab_out"] = value
 
     @property
     def softcap(self) -> float | None:
@@ -340,7 +348,7 @@ _POSITIONAL = ("d_model", "d_head", "n_layers", "n_ctx", "n_heads", "d_vocab")
 def _unknown(name: str) -> NoReturn:
     """Raise for a name that is neither a setting nor a flag."""
     near = difflib.get_close_matches(name, [*_SETTINGS, *FLAGS], n=3)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    hint = said_elsewhere(name) or (f"; did you mean {', '.join(near)}?" if near else "")
     raise ConfigError(f"{name!r} is not a setting of HookedTransformerConfig{hint}")
 
 

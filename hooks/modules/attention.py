@@ -77,7 +77,9 @@ class Attention(AttentionWeights, nn.Module):
     def _add_hook_points(self) -> None:
         """One point per tensor that this layer really has."""
         self.steps = {t: attention_steps(self.cfg, self.layer, t) for t in ("q", "k", "v")}
-        names = [f"hook_{t}_input" for t in self.steps]
+        # A copy of the stream for each head feeds q, k and v only where each head has keys and values of its own.
+        names = ["hook_attn_in"] if self.cfg.n_kv_heads == self.cfg.n_heads else []
+        names += [f"hook_{t}_input" for t in self.steps]
         names += [f"hook_{t}" for t in self.steps]
         names += [STEP_OUTPUT[step].format(t) for t, steps in self.steps.items() for step in steps]
         names += ["hook_attn_scores", "hook_pattern", "hook_attn_scores_rows", "hook_pattern_rows"]
@@ -106,7 +108,7 @@ class Attention(AttentionWeights, nn.Module):
         q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
         at, documents = context.positions, context.documents
         place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
-        z = self.hook_z(attend_hooked(self, q, k, v, self.spec, place))
+        z = past_z(self.hook_z, attend_hooked(self, q, k, v, self.spec, place), place, k.shape[1])
         if self.hook_result.has_hooks():
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
             out = self.hook_result(per_head).sum(2)
@@ -186,6 +188,15 @@ def attend_hooked(
         return attend_fused(q, k, v, spec, place)
     on_scores, on_pattern = _rows_hook(points.hook_attn_scores_rows), _rows_hook(points.hook_pattern_rows)
     return attend_rows(q, k, v, spec, place, on_scores=on_scores, on_pattern=on_pattern)
+
+
+def past_z(
+    point: HookPoint, z: Float[Tensor, "batch query head d_head"], place: Place, n_keys: int
+) -> Float[Tensor, "batch query head d_head"]:
+    """Lead z past its point; hooks there find in ``hook.ctx["texts"]`` which tokens are one text (`Place.texts`)."""
+    if point.has_hooks():
+        point.ctx["texts"] = place.texts(z.shape[1], n_keys, z.device)
+    return point(z)
 
 
 def _rows_hook(point: HookPoint) -> RowsHook | None:

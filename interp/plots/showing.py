@@ -16,6 +16,7 @@ from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
 from interp.plots.maps import attention_window, head_scores, pooled_map
+from interp.plots.needle import needle_grid
 from interp.plots.pairs import frequency_pairs
 from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
 from interp.plots.ranges import score_ranges
@@ -89,6 +90,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
     "loss_by_position": _means(loss_by_position),
+    "needle_sweep": _means(needle_grid),
     "positional_bias": _statistics,
     "precision_cost": _means(precision_cost),
     "ranked": _alone(ranking, _COMPARED),

@@ -1,7 +1,7 @@
 """Every analysis with the table of its variables, in the order in which one would read them. Imports nothing heavy."""
 
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
-from interp.analyses.heads.schema import COMPARE, RANKED, SCORES, TYPICAL_HEADS
+from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, SCORES, TYPICAL_HEADS
 from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
 from interp.analyses.position.schema import (
     FIRST_TOKEN_MASS,
@@ -37,6 +37,7 @@ CATALOGUE: dict[str, Table] = {
     "precision_cost": PRECISION_COST,
     "head_summary": SCORES,
     "typical_heads": TYPICAL_HEADS,
+    "needle_sweep": NEEDLE_SWEEP,
     "compare": COMPARE,
     "ranked": RANKED,
 }

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hooks import AttentionSpec, HookedTransformerConfig
 from hooks.errors import InputError, StageError
+from hooks.functional.attend import attend_fused
+from hooks.functional.head_width import same_width
 from interp.common.progress import track
 from interp.common.stacking import named_layer, stack_layers
 from interp.common.words import number_ranges
@@ -155,6 +157,22 @@ class CaptureData:
         if values is None:
             raise StageError(f"v of layer {layer} was not in the cache that this capture was made from")
         return part_of(values, positions, heads)
+
+    def z(self, layer: int) -> Float[Tensor, "pos head d_head"]:
+        """What each query head of a layer gives, before W_O: ``z_i = Σ_j p_ij v_j``, computed anew from q, k and v.
+
+        O(n) memory. It is what the model computed up to rounding, if no hook edited scores, pattern or z.
+
+        Raises:
+            StageError: the layer was not captured, or the capture was made from a cache without v.
+        """
+        q, k, v, width = same_width(self.q(layer)[None], self.k(layer)[None], self.v(layer)[None])
+        spec = self.spec(layer)
+        if spec.sinks is not None:
+            spec = replace(spec, sinks=spec.sinks.to(q.device))
+        standing = {name: at.to(q.device) for name, at in self.standing.items()}
+        with torch.no_grad():
+            return attend_fused(q, k, v, spec, **standing)[0, ..., :width]
 
     def spec(self, layer: int) -> AttentionSpec:
         """How q and k of this layer become a pattern: scale, window, soft-cap, sinks."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from tiny_hooked import random_tokens, tiny_model
+from words import tokenizer_of_words
 
 import interp
 from hooks import RopeConfig
@@ -71,9 +72,18 @@ def results():
         "precision_cost": [(interp.precision_cost(cap, queries=16), {}, {})],
         "head_summary": [(summary, {}, {})],
         "typical_heads": [(interp.typical_heads(summary), {}, {})],
+        "needle_sweep": [(swept(), {}, {})],
         "compare": [(comparison, pair, {})],
         "ranked": [(interp.ranked(comparison), pair, {})],
     }
+
+
+def swept():
+    """A needle sweep of a model that has words."""
+    model = tiny_model()
+    model.tokenizer = tokenizer_of_words()
+    haystack = "w0 w1 w2 w3 " * 20
+    return interp.needle_sweep(model, [30, 40], [0, 1], sentence="w7 w8", question="w2", haystack=haystack)
 
 
 def variables_of(analysis: str, result: xr.Dataset | xr.DataArray) -> Iterator[tuple[str, xr.DataArray]]:
