@@ -31,7 +31,7 @@ class Pass(threading.local):
     """What the points of one model share about the pass that is running, one for each thread.
 
     Attributes:
-        positions: position of each token where the caller gave them, [batch pos].
+        positions: position of each token where the caller gave them, [batch pos], those in its cache included.
         documents: where the documents begin that are packed into each row, which every mask must then tell apart.
         handed: positions that the model handed the layer that is running, if it did.
         silent: whether layers are being replaced by stand-ins, so that no point may fire.
@@ -149,8 +149,8 @@ class AttachedAttention(nn.Module):
             )
         if any(getattr(self, name).has_hooks() for name in _BETWEEN):
             positions = self._run.positions
-            if positions is not None and q.shape[1] == k.shape[1] == positions.shape[1]:
-                at = positions, positions
+            if positions is not None and rules.first_key + k.shape[1] == positions.shape[1]:
+                at = positions[:, -q.shape[1] :], positions[:, -k.shape[1] :]
             else:
                 handed = self._run.handed if position_ids is None else position_ids
                 at = true_positions(rules, k.shape[1], q.shape[1], handed, q.device)

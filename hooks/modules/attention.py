@@ -20,6 +20,14 @@ from hooks.modules.qk_norm import QKNorm
 from hooks.modules.weight_views import AttentionWeights, scaled
 
 
+class PastKeys(Protocol):
+    """Keys and values of the tokens before those of this pass."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Place]:
+        """Keys and values of one layer behind those that it keeps, and where they and the queries stand."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionContext:
     """What every block of one forward pass shares.
@@ -29,12 +37,14 @@ class AttentionContext:
         rotations: cos and sin per layer type, each ``[batch pos pair]``.
         key_mask: False where a key is padding; None when nothing is.
         documents: where the documents begin that are packed into each row; None when each is one text.
+        past: what the layers keep of the tokens before; None when there are none.
     """
 
     positions: Int[Tensor, "batch pos"]
     rotations: Mapping[str, tuple[Tensor, Tensor]]
     key_mask: Bool[Tensor, "batch pos"] | None = None
     documents: Int[Tensor, "batch document"] | None = None
+    past: PastKeys | None = None
 
 
 class Attention(AttentionWeights, nn.Module):
@@ -105,7 +115,10 @@ class Attention(AttentionWeights, nn.Module):
         inputs = {"q": x, "k": x, "v": x, **(split_inputs or {})}
         q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
         at, documents = context.positions, context.documents
-        place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
+        if context.past is None:
+            place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
+        else:
+            k, v, place = context.past.extend(self.layer, k, v)
         z = self.hook_z(attend_hooked(self, q, k, v, self.spec, place))
         if self.hook_result.has_hooks():
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
