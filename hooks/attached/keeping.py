@@ -5,6 +5,7 @@ Source: transformers 5.23.0, ``generation/utils.py``, ``_prepare_cache_for_gener
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from hooks.attached.points import AttachedAttention
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.rope import LENGTH_DEPENDENT
 from hooks.config.transformer import HookedTransformerConfig
@@ -23,6 +25,7 @@ class Attached(Protocol):
     """An attached model."""
 
     original_model: Any
+    blocks: Any
 
     @property
     def cfg(self) -> HookedTransformerConfig:
@@ -37,6 +40,29 @@ class Attached(Protocol):
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer attends."""
         ...
+
+
+class HookedCache(DynamicCache):
+    """transformers' cache of one model, which leads keys and values past our last points before it keeps them.
+
+    Otherwise those points would see all tokens again at every step, and what a hook changed would be forgotten.
+
+    Args:
+        config: the model's.
+        attentions: our points of each layer that attends, by its index.
+    """
+
+    def __init__(self, config: Any, attentions: Mapping[int, AttachedAttention]):
+        super().__init__(config=config)
+        self._attentions = attentions
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Keep new keys and values of a layer, and return all that it keeps."""
+        into = partial(super().update, layer_idx=layer_idx, **kwargs)
+        attention = self._attentions.get(layer_idx)
+        return into(key_states, value_states) if attention is None else attention.keep(key_states, value_states, into)
 
 
 def empty_cache(attached: Attached) -> Cache:
@@ -57,7 +83,12 @@ def empty_cache(attached: Attached) -> Cache:
             f"{name} adapts its rotation to the length of the text, in a way that was not proven, so kept keys would "
             "go stale unseen; use_past_kv_cache=False reads all again"
         )
-    return DynamicCache(config=model.config)
+    attentions = {
+        getattr(block.attn.original_module, "layer_idx", layer): block.attn
+        for layer, block in enumerate(attached.blocks)
+        if block.attn is not None
+    }
+    return HookedCache(model.config, attentions)
 
 
 def past_inputs(

@@ -50,6 +50,7 @@ def run_layers(
     given: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
     layers: range,
     *,
+    from_tokens: bool,
     position_ids: Int[Tensor, "batch pos"] | None,
     attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None,
 ) -> Float[Tensor, "batch pos d_model"]:
@@ -59,6 +60,7 @@ def run_layers(
         attached: the model.
         given: token ids, or the stream before the first of the layers.
         layers: which run.
+        from_tokens: token ids are given.
         position_ids: as in the model's forward.
         attention_mask: as in the model's forward.
 
@@ -66,7 +68,7 @@ def run_layers(
         InputError: a stream, where the layers read the tokens beside it.
     """
     at = {"position_ids": position_ids, "attention_mask": attention_mask}
-    if isinstance(given, Tensor) and not given.is_floating_point():
+    if from_tokens:
         context = attached.context(given, **at)
         resid = attached.embed_tokens(given, position_ids=position_ids if attention_mask is None else context.positions)
     else:

@@ -177,8 +177,11 @@ class AttachedTransformer(GeneratingMixin, NamedHooksModule):
             if inputs:
                 raise InputError(f"a part of the layers takes no other inputs than tokens: leave {sorted(inputs)} out")
             given = tokens if start_at_layer is not None else self._check_tokens(tokens)
-            resid = run_layers(self, given, layers, position_ids=position_ids, attention_mask=attention_mask)
-            return resid if stop_at_layer is not None or return_type is None else self.unembed_residual(resid)
+            at = {"position_ids": position_ids, "attention_mask": attention_mask}
+            resid = run_layers(self, given, layers, from_tokens=start_at_layer is None, **at)
+            if stop_at_layer is not None:
+                return resid
+            return None if return_type is None else self.unembed_residual(resid)
         ids = self._check_tokens(tokens)
         call, positions, documents = self._call(ids, position_ids, attention_mask, inputs, past)
         predicted = predicted_tokens(ids, padding_mask(attention_mask, ids), documents)

@@ -114,9 +114,27 @@ def test_a_generated_text_is_captured_as_any_other(name):
         out = model.generate(ids, 8, stop_at_eos=False)
         _, cache = model.run_with_cache(out, names_filter="blocks.0.attn.hook_rot_k")
         past, keys = KeyValueCache(model), []
-        keep = ("blocks.0.attn.hook_rot_k", lambda k, hook: keys.append(k.clone()))
+        keep = ("blocks.0.attn.hook_rot_k", lambda k, hook, keys=keys: keys.append(k.clone()))
         with model.hooks(fwd_hooks=[keep]):
             assert torch.equal(model.generate(ids, 8, past=past, stop_at_eos=False), out)
         k = capture(model, out).k(0)
         close(k, cache["blocks.0.attn.hook_rot_k"][0])
         close(torch.cat(keys, 1)[0], k[:-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tensor", ["k", "v"])
+def test_an_edited_key_or_value_stays_edited(name, tensor):
+    ids = foreign_tokens(10)
+    for model in ways(name):
+        point = model.registry.canonical(f"hook_{tensor}_final" if tensor == "k" else "hook_v", 0)
+
+        def halve(x, hook):
+            assert x.shape[1] in (10, 4, 3), "new tokens alone"
+            return x * torch.where(torch.arange(x.shape[-1]) % 2 == 0, 0.5, 2.0)
+
+        with torch.no_grad(), model.hooks(fwd_hooks=[(point, halve)]):
+            past, expected = KeyValueCache(model), model(ids)
+            parts = [model(part, past=past) for part in ids.split((4, 3, 3), dim=1)]
+        close(torch.cat(parts, 1), expected)
+        assert float((model(ids) - expected).detach().abs().max()) > 1e-2
