@@ -4,6 +4,7 @@ Source: transformers 5.23.0, ``generation/logits_process.py``, whose warpers are
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +63,8 @@ def next_token_rule(
 
     def draw(tokens: Tensor, logits: Tensor) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return torch.multinomial(warpers(tokens, wide).softmax(-1), 1, generator=generator)[:, 0]
+        return torch.multinomial(
+            warpers(cast(torch.LongTensor, tokens), cast(torch.FloatTensor, wide)).softmax(-1), 1, generator=generator
+        )[:, 0]
 
     return draw

@@ -232,7 +232,9 @@ class KeyValueCache:
 def layers_of(windows: Sequence[int | None]) -> Cache:
     """An empty cache of one layer for each window; None keeps all tokens."""
     # A query that sees itself alone needs no past; transformers' sliding layer keeps everything at a window of 1.
-    layers = [DynamicLayer() if window is None else DynamicSlidingWindowLayer(max(window, 2)) for window in windows]
+    layers: list[Any] = [
+        DynamicLayer() if window is None else DynamicSlidingWindowLayer(max(window, 2)) for window in windows
+    ]
     return Cache(layers=layers)
 
 

@@ -4,8 +4,9 @@ Source: transformers 5.23.0, ``generation/stopping_criteria.py``, whose criteria
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -49,7 +50,7 @@ def finish_rule(tokenizer: Any, stop: str | Iterable[str] | None, eos: tuple[int
         criteria.append(stopping_criteria.EosTokenCriteria(list(eos)))
     if strings:
         criteria.append(stopping_criteria.StopStringCriteria(tokenizer, list(strings)))
-    return lambda tokens: criteria(tokens, None)
+    return lambda tokens: criteria(cast(torch.LongTensor, tokens), None)
 
 
 def filler(tokenizer: Any, eos: tuple[int, ...], *, needed: bool) -> int:
