@@ -229,12 +229,10 @@ class AttachedTransformer(GeneratingMixin, NamedHooksModule):
         past: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch d_vocab"]:
         """Logits after the last token, those of the others left out where the model can; see `forward`."""
-        few = (
-            {"logits_to_keep": 1}
-            if "logits_to_keep" in inspect.signature(self.original_model.forward).parameters
-            else {}
-        )
-        return self.forward(tokens, attention_mask=attention_mask, past=past, **few)[:, -1]
+        inputs: dict[str, Any] = {"attention_mask": attention_mask, "past": past}
+        if "logits_to_keep" in inspect.signature(self.original_model.forward).parameters:
+            inputs["logits_to_keep"] = 1
+        return self.forward(tokens, **inputs)[:, -1]
 
     def empty_key_values(self) -> Cache:
         """Layers of a cache that hold nothing yet; see `hooks.generation.key_values.KeyValueCache`.
