@@ -47,7 +47,7 @@ class ByLayer(Protocol):
 
 def run_layers(
     attached: ByLayer,
-    given: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"],
+    given: Any,
     layers: range,
     *,
     from_tokens: bool,
@@ -58,7 +58,7 @@ def run_layers(
 
     Args:
         attached: the model.
-        given: token ids, or the stream before the first of the layers.
+        given: token ids [batch pos], or the stream [batch pos d_model] before the first of the layers.
         layers: which run.
         from_tokens: token ids are given.
         position_ids: as in the model's forward.

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -97,7 +96,8 @@ class Attention(AttentionWeights, nn.Module):
     @property
     def spec(self) -> AttentionSpec:
         """How this layer turns q and k into a pattern, its learned sinks included."""
-        return replace(self.cfg.attention_spec(self.layer), sinks=self.sinks)
+        spec = self.cfg.attention_spec(self.layer)
+        return spec if self.sinks is None else replace(spec, sinks=self.sinks)
 
     def forward(
         self,
@@ -146,7 +146,7 @@ class Attention(AttentionWeights, nn.Module):
     def _project(self, tensor: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         """q, k or v of a shared input, or of one input per head."""
         if x.ndim == 3:
-            return rearrange(getattr(self, f"{tensor}_proj")(x), "b p (h d) -> b p h d", d=self.cfg.d_head)
+            return getattr(self, f"{tensor}_proj")(x).unflatten(-1, (-1, self.cfg.d_head))
         weight, bias = getattr(self, f"W_{tensor.upper()}"), getattr(self, f"b_{tensor.upper()}")
         return torch.einsum("bphm,hmd->bphd", x, weight) + bias
 

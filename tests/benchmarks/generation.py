@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from reference_models import transformers_model
@@ -37,7 +38,8 @@ def computed_bytes(model: HookedTransformer, n_tokens: int) -> int:
 
 def compare(name: str, n_tokens: int, n_new: int, repeats: int) -> None:
     """Print the figures of one model."""
-    ours, theirs = HookedTransformer.from_pretrained(name), transformers_model(name)
+    ours = HookedTransformer.from_pretrained(name)
+    theirs: Any = transformers_model(name)
     tokens = ours.to_tokens(standard_text().content)[:, :n_tokens]
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}
     ways: dict[str, Callable[[int], object]] = {
