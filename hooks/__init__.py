@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hooks.config.rope import RopeConfig
     from hooks.config.transformer import HookedTransformerConfig
     from hooks.errors import AttachError, ConfigError, HookNameError, MaterializationError, RopescopeError, WeightError
+    from hooks.generation.key_values import KeyValueCache
     from hooks.model import ContextLengthWarning, HookedTransformer
 
 _HOME = {

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -24,16 +24,17 @@ from hooks.config.rope_inherited import inherited_rope
 from hooks.config.steps import attention_steps
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, InputError
-from hooks.functional.rope import same_frequencies
 from hooks.generation.generating import GeneratingMixin
-from hooks.generation.key_values import KeyValueCache, layers_of
+from hooks.generation.key_values import KeyValueCache, layers_of, reading
 from hooks.loading.sources import read_source
+from hooks.loading.stream import WeightStream, streams
 from hooks.loading.weights import adopt_weights
 from hooks.modules.attention import AttentionContext
 from hooks.modules.block import Block
+from hooks.modules.drawn import drawn_parameters
 from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
-from hooks.modules.rotary import Rotary
+from hooks.modules.rotary import Rotary, rescheduled
 
 
 class ContextLengthWarning(UserWarning):
@@ -60,6 +61,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
             raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
         self.tokenizer = tokenizer
+        self.stream: WeightStream | None = None  # gives the weights as they are used, where they are not held
         self.loaded_from: str | None = None  # the name, Hub id or absolute path that `from_pretrained` was given
         # Matrices start without values: torch would draw them from the global generator.
         device = "meta"
@@ -74,7 +76,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
         if cfg.tie_word_embeddings:
             self.unembed.weight = self.embed.weight
         if not _empty:
-            self._init_weights()
+            self.adopt_parameters(drawn_parameters(self.named_parameters(), cfg))
             self.to(cfg.device)
         self.registry = HookRegistry(cfg)
         self.setup()
@@ -87,7 +89,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed.weight.device
+        return self.embed.weight.device if self.stream is None else self.stream.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,6 +105,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
         qk_norm: QKNormConfig | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        stream: bool | None = None,
         ignore_config_keys: Collection[str] = (),
     ) -> "HookedTransformer":
         """Load a model, in eval mode.
@@ -115,18 +118,31 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
             qk_norm: run it with this QK-norm instead of its own.
             dtype: type of the weights; when None the source's: what its config says, or the widest in its files.
             device: where to put them.
+            stream: True reads each block's weights from their file when it runs, the next block's meanwhile, and lets
+                them go: memory is about two blocks, whatever the size of the model, and each forward pass reads the
+                file. They cannot be trained or moved, and are there to be looked at inside `resident`. False holds
+                them all; None streams where the whole would not fit in free memory, and says so.
             ignore_config_keys: see `hooks.loading.sources.read_source`.
 
         Raises:
             UnknownModelError: the source cannot be found, or its family has no row in the table.
             ConfigError: the source's config has a key that its family's row does not know.
-            WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged.
+            WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged. With `stream`
+                what is wrong with values is said when their block is first read.
         """
         checkpoint = read_source(source, dtype=dtype, device=device, ignore_config_keys=ignore_config_keys)
         model = cls(checkpoint.cfg, checkpoint.tokenizer, _empty=True)
-        adopt_weights(
-            model, checkpoint.family, checkpoint.weights, checkpoint.where, check_finite=checkpoint.check_finite
-        )
+        if streams(checkpoint, stream, sum(p.numel() * p.element_size() for p in model.parameters())):
+            WeightStream.of(model, checkpoint).bind(model)
+        else:
+            adopt_weights(
+                model,
+                checkpoint.family,
+                checkpoint.weights,
+                checkpoint.where,
+                read=checkpoint.read if checkpoint.unread else None,
+                check_finite=checkpoint.check_finite,
+            )
         model.eval().loaded_from = checkpoint.origin
         changes = {name: value for name, value in (("rope", rope), ("qk_norm", qk_norm)) if value is not None}
         return model.with_config(**changes) if changes else model
@@ -168,12 +184,36 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
             changes["rope"] = inherited_rope(self.cfg, changes["rope"])
         other = HookedTransformer(self.cfg.replace(**changes), self.tokenizer, _empty=True)
         own = dict(self.named_parameters(remove_duplicate=False))
-        own = {name: value for name, value in own.items() if not _rescheduled(name, self.rotary, other.rotary)}
+        own = {name: value for name, value in own.items() if not rescheduled(name, self.rotary, other.rotary)}
         wanted = dict(other.named_parameters(remove_duplicate=False))
-        other.adopt_parameters({name: own[name] for name in wanted if name in own})
+        if self.stream is None:
+            other.adopt_parameters({name: own[name] for name in wanted if name in own})
+        else:
+            self.stream.shared_with(other).bind(other)
         other.loaded_from = self.loaded_from
         other.train(self.training)
         return other.to(self.device)
+
+    def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
+        """Have a block's weights in memory inside the ``with`` block, also of a model that streams them.
+
+        Args:
+            layer: which block.
+            parts: all that is needed of it, as beginnings of parameters' names ("attn.o_proj"); empty is everything.
+        """
+        return nullcontext() if self.stream is None else self.stream.resident(f"blocks.{layer}", parts)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HookedTransformer":
+        """What `to`, `float`, `cuda` and the like do; of a streamed model nothing can be moved or cast."""
+        if self.stream is None:
+            return super()._apply(fn, recurse)
+        here = torch.empty(0, dtype=self.dtype, device=self.device)
+        if (there := fn(here)).dtype != here.dtype or there.device != here.device:
+            raise ConfigError(
+                f"the weights of this model are streamed, as {here.dtype} on {here.device}: load it anew with "
+                "from_pretrained(…, dtype=, device=)"
+            )
+        return self
 
     def adopt_parameters(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Use these Parameter objects as this model's own, without copying.
@@ -192,23 +232,6 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
         empty = [name for name, p in self.named_parameters() if p.is_meta]
         if empty:
             raise InputError(f"no values for {', '.join(empty[:4])}{' …' if len(empty) > 4 else ''}")
-
-    def _init_weights(self) -> None:
-        """Normal weights of std cfg.initializer_range, zero biases, unit gains, from a generator of our own."""
-        generator = torch.Generator()
-        if self.cfg.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.cfg.seed)
-        values = {}
-        for name, parameter in self.named_parameters():
-            if parameter.is_meta:
-                std = 0.0 if name.endswith("bias") else 1.0 if name.endswith("sinks") else self.cfg.initializer_range
-                drawn = std * torch.randn(parameter.shape, generator=generator)
-                values[name] = nn.Parameter(drawn.to(parameter.dtype))
-        if self.cfg.tie_word_embeddings:
-            values["unembed.weight"] = values["embed.weight"]
-        self.adopt_parameters(values)
 
     def embed_tokens(
         self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
@@ -303,9 +326,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
         )
         if return_type in ("loss", "both") and not loss_per_token:
             check_predicts(ids, predicted_tokens(ids, context.key_mask, context.documents))
-        with (
-            past.reading(self, context.positions, context.key_mask, rope_length) if past is not None else nullcontext()
-        ):
+        with reading(past, self, context.positions, context.key_mask, rope_length):
             resid = self.embed_tokens(ids) if resid is None else resid
             for layer in layers:
                 resid = self.blocks[layer](resid, context)
@@ -374,15 +395,5 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer turns q and k into a pattern, its learned sinks included."""
-        return cast(Block, self.blocks[layer]).attn.spec
-
-
-def _rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:
-    """Whether a parameter is learned frequencies, and the new schedule starts from others than the own one did."""
-    if not parameter.startswith("rotary."):
-        return False
-    layer_type = parameter.split(".")[1]
-    if layer_type not in new:
-        return False
-    before, after = (cast(Rotary, rotary[layer_type]) for rotary in (own, new))
-    return not same_frequencies(before.rope, after.rope, after.d_head)
+        with self.resident(layer, ("attn.sinks",)):
+            return cast(Block, self.blocks[layer]).attn.spec

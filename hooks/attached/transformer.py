@@ -6,7 +6,7 @@ stream through module hooks. Nothing is converted, and `AttachedTransformer.deta
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -32,7 +32,7 @@ from hooks.config.attention_spec import AttentionSpec
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import AttachError, InputError
 from hooks.generation.generating import GeneratingMixin
-from hooks.generation.key_values import KeyValueCache
+from hooks.generation.key_values import KeyValueCache, reading
 from hooks.modules.hook_point import HookPoint
 
 ATTACHMENT = "_ropescope_attachment"
@@ -187,8 +187,10 @@ class AttachedTransformer(GeneratingMixin, NamedHooksModule):
         predicted = predicted_tokens(ids, padding_mask(attention_mask, ids), documents)
         if return_type in ("loss", "both") and not loss_per_token:
             check_predicts(ids, predicted)
-        reading = nullcontext() if past is None else past.reading(self, positions, padding_mask(attention_mask, ids))
-        with reading, self._at(positions if past is None else past.positions, documents):
+        with (
+            reading(past, self, positions, padding_mask(attention_mask, ids)),
+            self._at(positions if past is None else past.positions, documents),
+        ):
             if return_type == "logits":
                 return self._with_head(call).logits
             body = self._base(**call)

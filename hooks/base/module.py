@@ -1,7 +1,7 @@
 """Names on top of TransformerLens' HookedRootModule: aliases and globs work, and a wrong name raises."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -46,6 +46,10 @@ class NamedHooksModule(HookedRootModule):
             ...
 
         def _check_tokens(self, tokens: Any) -> Tensor: ...
+
+    def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
+        """Have a block's weights in memory inside the ``with`` block; where all of them are, there is nothing to do."""
+        return nullcontext()
 
     def hook_names(self, selector: NameSelector | None = None) -> list[str]:
         """Canonical hook names, all of them or those that a name, alias, glob or predicate selects."""

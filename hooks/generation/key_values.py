@@ -8,7 +8,7 @@ Source: transformers 5.23.0, ``cache_utils.py``.
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -227,6 +227,17 @@ class KeyValueCache:
             rows = positions.masked_fill(~real, -1)
             last = last.expand(len(rows), -1)
         self._next = torch.maximum(last, rows.amax(1, keepdim=True)) + 1
+
+
+def reading(
+    past: KeyValueCache | None,
+    model: KeepsKeyValues,
+    positions: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"] | None,
+    rope_length: int | None = None,
+) -> AbstractContextManager[None]:
+    """`KeyValueCache.reading` where there is a cache, and nothing where there is none."""
+    return nullcontext() if past is None else past.reading(model, positions, real, rope_length)
 
 
 def layers_of(windows: Sequence[int | None]) -> Cache:

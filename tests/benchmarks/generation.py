@@ -42,7 +42,7 @@ def compare(name: str, n_tokens: int, n_new: int, repeats: int) -> None:
     theirs: Any = transformers_model(name)
     tokens = ours.to_tokens(standard_text().content)[:, :n_tokens]
     options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}
-    ways: dict[str, Callable[[int], object]] = {
+    ways: dict[str, Callable[[int], Any]] = {
         "ropescope": lambda new: ours.generate(tokens, new, stop_at_eos=False),
         "transformers": lambda new: theirs.generate(tokens, max_new_tokens=new, **options),
     }
@@ -55,7 +55,7 @@ def compare(name: str, n_tokens: int, n_new: int, repeats: int) -> None:
     print(f"{name}: {shown} a token, {medians['ropescope'] / medians['transformers']:.2f} ×")
     past = KeyValueCache(ours)
     with torch.no_grad():
-        ours(tokens, return_type=None, past=past)
+        ours.forward(tokens, return_type=None, past=past)
     print(f"  cache of {len(past)} tokens: {past.nbytes:,} bytes, computed {computed_bytes(ours, len(past)):,}")
 
 

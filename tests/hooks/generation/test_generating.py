@@ -257,3 +257,12 @@ def test_one_warning_when_a_text_passes_the_trained_length(recwarn):
     recwarn.clear()
     model.generate(tokens(6, vocab=61), 6)
     assert [str(w.message)[:10] for w in recwarn] == ["position 8"]
+
+
+def test_a_model_whose_weights_are_streamed_generates_the_same(tmp_path, foreign):
+    foreign.save_pretrained(tmp_path)
+    held, streamed = (HookedTransformer.from_pretrained(str(tmp_path), stream=stream) for stream in (False, True))
+    ids = tokens(9)
+    assert torch.equal(streamed.generate(ids, 8), held.generate(ids, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(streamed(ids, stop_at_layer=2), held(ids, stop_at_layer=2))
