@@ -20,6 +20,7 @@ FLOORS = [
     {"hooks.functional", "hooks.recipes"},
     {"hooks.modules"},
     {"hooks.families", "hooks.base"},
+    {"hooks.generation"},
     {"hooks.attached", "hooks.loading"},
     {"hooks.model"},
     {"hooks"},

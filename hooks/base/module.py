@@ -257,7 +257,9 @@ class NamedHooksModule(HookedRootModule):
         """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
         full = [name for name in names if self.registry.infos[name].fires == "full mode"]
         if full and model_args:
-            check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)
+            stream = isinstance(model_args[0], Tensor) and model_args[0].ndim == 3  # for start_at_layer
+            ids = model_args[0][:, :, 0] if stream else self._check_tokens(model_args[0])
+            check_full_fits(len(full), ids, self.cfg.n_heads, self.dtype)
 
 
 def _pairs(name: str, given: Any) -> list[tuple[NameSelector, Callable]]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -20,6 +19,14 @@ from hooks.modules.qk_norm import QKNorm
 from hooks.modules.weight_views import AttentionWeights, scaled
 
 
+class PastKeys(Protocol):
+    """Keys and values of the tokens before those of this pass."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Place]:
+        """Keys and values of one layer behind those that it keeps, and where they and the queries stand."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionContext:
     """What every block of one forward pass shares.
@@ -29,12 +36,14 @@ class AttentionContext:
         rotations: cos and sin per layer type, each ``[batch pos pair]``.
         key_mask: False where a key is padding; None when nothing is.
         documents: where the documents begin that are packed into each row; None when each is one text.
+        past: what the layers keep of the tokens before; None when there are none.
     """
 
     positions: Int[Tensor, "batch pos"]
     rotations: Mapping[str, tuple[Tensor, Tensor]]
     key_mask: Bool[Tensor, "batch pos"] | None = None
     documents: Int[Tensor, "batch document"] | None = None
+    past: PastKeys | None = None
 
 
 class Attention(AttentionWeights, nn.Module):
@@ -89,7 +98,8 @@ class Attention(AttentionWeights, nn.Module):
     @property
     def spec(self) -> AttentionSpec:
         """How this layer turns q and k into a pattern, its learned sinks included."""
-        return replace(self.cfg.attention_spec(self.layer), sinks=self.sinks)
+        spec = self.cfg.attention_spec(self.layer)
+        return spec if self.sinks is None else replace(spec, sinks=self.sinks)
 
     def forward(
         self,
@@ -107,7 +117,10 @@ class Attention(AttentionWeights, nn.Module):
         inputs = {"q": x, "k": x, "v": x, **(split_inputs or {})}
         q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
         at, documents = context.positions, context.documents
-        place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
+        if context.past is None:
+            place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
+        else:
+            k, v, place = context.past.extend(self.layer, k, v)
         z = past_z(self.hook_z, attend_hooked(self, q, k, v, self.spec, place), place, k.shape[1])
         if self.hook_result.has_hooks():
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
@@ -135,7 +148,7 @@ class Attention(AttentionWeights, nn.Module):
     def _project(self, tensor: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         """q, k or v of a shared input, or of one input per head."""
         if x.ndim == 3:
-            return rearrange(getattr(self, f"{tensor}_proj")(x), "b p (h d) -> b p h d", d=self.cfg.d_head)
+            return getattr(self, f"{tensor}_proj")(x).unflatten(-1, (-1, self.cfg.d_head))
         weight, bias = getattr(self, f"W_{tensor.upper()}"), getattr(self, f"b_{tensor.upper()}")
         return torch.einsum("bphm,hmd->bphd", x, weight) + bias
 
