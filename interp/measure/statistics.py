@@ -109,7 +109,7 @@ def attention_statistics(
     samples = sample_rows(queries, q.shape[0], q.device)
     chosen = [see.select(rows) for rows in samples.rows]
     low, high = see.distance_range if "distances" in groups else (0, 0)
-    value_norm = None if v is None else _value_norms(v[see.key], w_o, q.shape[1], dtype)
+    value_norm = None if v is None else value_norms(v[see.key], w_o, q.shape[1], dtype)
     map_shape = _map_shape(map_size, q.shape[0], k.shape[0])
     totals = Totals.empty(
         groups,
@@ -184,7 +184,7 @@ def run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
     FusedPass(work).run(offset, done)
 
 
-def _value_norms(
+def value_norms(
     v: Float[Tensor, "kept kv_head d_head"], w_o: Tensor | None, heads: int, dtype: torch.dtype
 ) -> Float[Tensor, "head kept"]:
     """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths."""
