@@ -73,6 +73,7 @@ class Explorer:
                 "layer": layer,
                 "kind": KIND_NAME[cap.cfg.layer_type(layer)],
                 "window": cap.spec(layer).window,
+                "causal": cap.spec(layer).causal,
                 "stages": [stage for stage in cap.stages(layer) if stage != "final"],
                 "steps": [name for name in VARIANTS[1:] if step_variant(cap, layer, name)[0] is not None],
                 "rope": _schedule(cap, layer),
