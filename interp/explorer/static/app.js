@@ -96,11 +96,11 @@ export class App {
           part("What if", Boolean(state.variant), this.whatif.element),
           part("In view", true, this.charts.element))),
       this.spoken);
-    this.root.addEventListener("keydown", (event) => this.#key(event));
+    this.root.addEventListener("keydown", (event) => this.onkey(event));
   }
 
   /* Keys that work wherever one is, but in a field. */
-  #key(event) {
+  onkey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
     const order = this.facts.layers.flatMap(({ layer }) => Array.from({ length: this.facts.heads }, (_, head) => [layer, head]));
     const at = order.findIndex(([l, h]) => l === this.state.heads[0][0] && h === this.state.heads[0][1]);

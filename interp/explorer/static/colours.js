@@ -61,8 +61,9 @@ export function cssColour(value, span, theme) {
 
 /* Black or white, whichever can be read on a value's colour. */
 export function inkOver(value, span, theme) {
-  const [r, g, b] = cssColour(value, span, theme).match(/\d+/g).map((c) => (Number(c) / 255) ** 2.2);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#101820" : "#ffffff";
+  const light = (c) => (c <= 10 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4);
+  const [r, g, b] = cssColour(value, span, theme).match(/\d+/g).map((c) => light(Number(c)));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
 }
 
 /* A canvas of one pixel a value; hidden ones have the page's own quiet colour. */

@@ -15,6 +15,8 @@ const app = new App(document.getElementById("explorer"), ask, {
   onaddress: (fragment) => history.replaceState(null, "", `#${fragment}`),
   theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light",
 });
+// Keys pressed before anything has the focus are meant for the page too.
+addEventListener("keydown", (event) => event.target === document.body && app.facts && app.onkey(event));
 addEventListener("hashchange", () => app.goToAddress(location.hash));
 app.start(location.hash).then(
   () => { document.documentElement.dataset.started = "true"; },
