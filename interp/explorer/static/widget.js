@@ -29,6 +29,7 @@ function asker(model) {
 function render({ model, el: place }) {
   const root = document.createElement("div");
   root.className = "rx-in-notebook";
+  place.classList.add("rx-host");
   place.append(root);
   const light = document.body.dataset.jpThemeLight, dark = light === undefined ? matchMedia("(prefers-color-scheme: dark)").matches : light === "false";
   const app = new App(root, asker(model), {

@@ -14,17 +14,14 @@ import numpy as np
 import pytest
 from tiny_hooked import random_tokens, tiny_model
 
-pytest.importorskip("starlette", reason="the server needs the extra explore")
-pytest.importorskip("uvicorn", reason="the server needs the extra explore")
-
 from hooks.errors import InputError, OutputError
 from interp.captures import capture
 from interp.explorer.answers import unpack
 from interp.explorer.asking import KINDS
 from interp.explorer.page import MODULES, SERVED, joined, page_file
 from interp.explorer.questions import Explorer
-from interp.explorer.server import ExplorerServer
 
+serving = pytest.importorskip("interp.explorer.server", reason="the server needs the extra explore")
 TILE = {"kind": "tile", "layer": 1, "head": 2, "scale": 1, "row": 0, "column": 0}
 
 
@@ -56,7 +53,7 @@ def where(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(where):
     cap = capture(tiny_model(), random_tokens(300), where)
-    server = ExplorerServer(Explorer(cap))
+    server = serving.ExplorerServer(Explorer(cap))
     thread = threading.Thread(target=server.serve)
     thread.start()
     yield Client(server)
@@ -90,9 +87,9 @@ def test_it_listens_on_this_machine_alone(client):
     assert client.server.address.startswith(f"http://127.0.0.1:{client.server.port}/")
     assert len(client.server.token) >= 24
     with pytest.raises(OutputError, match="choose another with --port"):
-        ExplorerServer(client.server.explorer, client.server.port)
+        serving.ExplorerServer(client.server.explorer, client.server.port)
     with pytest.raises(InputError, match="port -1"):
-        ExplorerServer(client.server.explorer, -1)
+        serving.ExplorerServer(client.server.explorer, -1)
 
 
 @pytest.mark.parametrize("token", ["", "x", "A" * 24, "%00", "%C3%A9", "%FF"])
