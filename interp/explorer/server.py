@@ -4,8 +4,8 @@ import asyncio
 import json
 import secrets
 import socket
+from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -15,12 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hooks.errors import InputError, OutputError, RopescopeError
 from interp.explorer.asking import LARGEST
+from interp.explorer.lanes import AT_ONCE, WORKERS, Lanes, lane_of
 from interp.explorer.page import SERVED, page_file
 from interp.explorer.questions import Explorer
 
 HOST = "127.0.0.1"
-_WORKERS = 2
-_AT_ONCE = ("progress", "cancel")
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -47,8 +46,7 @@ class ExplorerServer:
         self.port = self.listener.getsockname()[1]
         self.address = f"http://{HOST}:{self.port}/{self.token}/"
         self._hosts = {f"{name}:{self.port}" for name in (HOST, "localhost")}
-        self._pool = ThreadPoolExecutor(_WORKERS, "explorer")
-        self._turns = asyncio.Semaphore(_WORKERS)
+        self._lanes, self._turns = Lanes(), defaultdict(lambda: asyncio.Semaphore(WORKERS))
         settings = uvicorn.Config(
             self, log_level="critical", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
         )
@@ -62,7 +60,7 @@ class ExplorerServer:
             pass
         finally:
             self.explorer.atlas.work.cancel()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._lanes.close()
             self.listener.close()
 
     def stop(self) -> None:
@@ -111,12 +109,12 @@ class ExplorerServer:
             asked = json.loads(body)
         except (ValueError, RecursionError):
             return _refused(400, "a question is JSON")
-        if isinstance(asked, dict) and asked.get("kind") in _AT_ONCE:
+        if isinstance(asked, dict) and asked.get("kind") in AT_ONCE:
             return _response(self.explorer, asked)
-        async with self._turns:
+        async with self._turns[lane_of(asked)]:
             if await request.is_disconnected():  # who asked has moved on meanwhile
                 return _refused(499, "nobody waits for this any more")
-            return await asyncio.get_running_loop().run_in_executor(self._pool, _response, self.explorer, asked)
+            return await asyncio.wrap_future(self._lanes.submit(asked, _response, self.explorer, asked))
 
 
 def serve(explorer: Explorer, port: int = 0, *, ready: Callable[[str], None], token: str | None = None) -> None:

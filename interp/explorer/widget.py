@@ -1,6 +1,5 @@
 """The same page in a notebook: an anywidget whose questions go to the kernel, and whose address is a trait."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anywidget
@@ -8,10 +7,9 @@ import traitlets
 
 from hooks.errors import RopescopeError
 from interp.explorer.answers import Answer
+from interp.explorer.lanes import AT_ONCE, Lanes
 from interp.explorer.page import joined, page_file
 from interp.explorer.questions import Explorer
-
-_WORKERS = 2
 
 
 class ExplorerWidget(anywidget.AnyWidget):
@@ -31,7 +29,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         super().__init__(view=view)
         self.explorer = explorer
         self._dropped: set[str] = set()
-        self._pool = ThreadPoolExecutor(_WORKERS, "explorer")
+        self._lanes = Lanes()
         self.on_msg(self._asked)
 
     def ask(self, question: dict[str, Any]) -> Answer:
@@ -41,7 +39,7 @@ class ExplorerWidget(anywidget.AnyWidget):
     def close(self) -> None:
         """Stop what is being computed, and let the widget go."""
         self.explorer.atlas.work.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
         super().close()
 
     def _asked(self, _: Any, message: Any, __: Any) -> None:
@@ -50,10 +48,10 @@ class ExplorerWidget(anywidget.AnyWidget):
             self._dropped.add(str(message["drop"]))
             return
         asked = message.get("ask")
-        if isinstance(asked, dict) and asked.get("kind") in ("progress", "cancel"):
+        if isinstance(asked, dict) and asked.get("kind") in AT_ONCE:
             self._answer(message.get("id"), asked)
         else:
-            self._pool.submit(self._answer, message.get("id"), asked)
+            self._lanes.submit(asked, self._answer, message.get("id"), asked)
 
     def _answer(self, number: Any, asked: Any) -> None:
         """Send the answer to one question, or what is wrong with it."""

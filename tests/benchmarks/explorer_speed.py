@@ -3,7 +3,7 @@
     python tests/benchmarks/explorer_speed.py                          # 32,768 tokens, heads 64 wide: about 1 minute
     python tests/benchmarks/explorer_speed.py --d-head 256
     python tests/benchmarks/explorer_speed.py --tokens 131072          # about 10 minutes
-    python tests/benchmarks/explorer_speed.py --model gemma3-270m --layer 5
+    python tests/benchmarks/explorer_speed.py --capture gemma-32k --layer 5
 
 Prints the median of wall time and of processor time; on a machine that others use, only the second means much. A random
 model stands for a real one: what a tile costs does not depend on what is in it.
@@ -21,9 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from tiny_hooked import random_tokens, tiny_model
 
-from hooks import HookedTransformer
-from interp import standard_text
-from interp.captures import capture
+from interp.captures import capture, open_capture
 from interp.explorer.asking import TILE, read_variant
 from interp.explorer.questions import Explorer
 from interp.measure.statistics import attention_statistics
@@ -44,9 +42,8 @@ def timed(what, ask, repeat):
 
 def made(args):
     """A capture of one full layer."""
-    if args.model:
-        model = HookedTransformer.from_pretrained(args.model)
-        return capture(model, standard_text(), n_tokens=args.tokens, layers=args.layer, loss=False)
+    if args.capture:
+        return open_capture(args.capture).select(args.layer)
     sizes = {"n_heads": 1, "n_key_value_heads": 1, "d_head": args.d_head, "n_layers": 1}
     model = tiny_model(n_ctx=args.tokens, **sizes)
     return capture(model, random_tokens(args.tokens), loss=False)
@@ -56,7 +53,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--d-head", type=int, default=64)
-    parser.add_argument("--model")
+    parser.add_argument("--capture", help="a capture on disk instead of a random model")
     parser.add_argument("--layer", type=int, default=0)
     args = parser.parse_args()
     cap = made(args)

@@ -87,6 +87,7 @@ export class Moving {
     [held.x, held.y] = [event.clientX, event.clientY];
     if (Math.hypot(held.x - held.startX, held.y - held.startY) > STILL) this.dragged = true;
     if (!this.dragged) return;
+    this.app.setHover(null);
     const after = [...this.pointers.values()].map(({ x, y }) => [x, y]);
     const middle = (points) => [0, 1].map((axis) => points.reduce((sum, point) => sum + point[axis], 0) / points.length);
     const spread = (points) => (points.length > 1 ? Math.hypot(points[0][0] - points[1][0], points[0][1] - points[1][1]) : 1);

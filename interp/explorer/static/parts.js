@@ -17,7 +17,8 @@ export class Legend {
     this.element = el("div", { class: "rx-legend" }, el("div", { class: "rx-legend-words" }, this.line, this.each), el("div", { class: "rx-legend-scale" }, this.bar, this.ticks));
   }
   draw() {
-    const { app } = this, { state } = app, scale = app.panes[0].scale, key = `${spanKey(app.span)} ${state.pool} ${scale} ${app.theme}`;
+    const { app } = this, { state } = app, scale = app.panes[0].scale, ready = app.panes.every((pane) => pane.ready);
+    const key = `${spanKey(app.span)} ${state.pool} ${scale} ${app.theme} ${ready}`;
     if (this.key === key) return;
     this.key = key;
     const { ticks, line, each } = legendOf(app.span, state.pool, scale);
@@ -28,7 +29,7 @@ export class Legend {
       return tick;
     }));
     this.line.textContent = line;
-    this.each.textContent = each;
+    this.each.textContent = ready ? each : `${each}; coarser until it is computed`;
   }
 }
 
