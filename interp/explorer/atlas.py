@@ -149,8 +149,7 @@ def _row_sums(q: Tensor, k: Tensor, spec: Any, cap: CaptureData, report: Any) ->
         spec,
         groups=("rows",),
         progress=report,
-        query_positions=cap.positions,
-        key_positions=cap.positions,
+        **cap.standing,
     )
     return torch.from_numpy(measured["lse"].values[0].astype(np.float64))
 

