@@ -91,7 +91,7 @@ export class App {
         el("div", { class: "rx-side", tabindex: "0", role: "group", "aria-label": "Heads" }, this.grid.element),
         el("main", { class: "rx-middle" }, this.map, this.legend.element),
         el("aside", { class: "rx-panel", "aria-label": "Details" },
-          part("Under the pointer", true, this.readout.element),
+          part("One pair", true, this.readout.element),
           part("Text", true, this.by.group, this.text.element),
           part("What if", Boolean(state.variant), this.whatif.element),
           part("In view", true, this.charts.element))),
@@ -154,6 +154,7 @@ export class App {
     this.root.dataset.address = writeAddress(state);
     this.moveTo({});
     this.refreshText();
+    if (state.query !== null && state.key !== null && !this.hover) this.readout.show({ query: state.query, key: state.key, head: state.heads[0] });
     await this.grid.update();
   }
 

@@ -78,7 +78,7 @@ export class Overview {
 export class Readout {
   constructor(app) {
     this.app = app;
-    this.body = el("div", {}, el("p", { class: "rx-about" }, "Point at the map, or move it with the arrow keys."));
+    this.body = el("div", {}, el("p", { class: "rx-about" }, "Point at the map, click to pin a pair, or move with the arrow keys."));
     this.element = el("section", { class: "rx-readout", "aria-label": "The pair pointed at" }, this.body);
     this.ask = later(70, (cell, aloud) => this.#show(cell, aloud));
   }
@@ -99,7 +99,7 @@ export class Readout {
     if (turn !== this.turn) return;
     const facts_ = hidden ? [["", "the query does not see this key"]] : this.#facts(answer);
     const at = (name, index) => el("p", { class: "rx-at" }, el("span", {}, `${name} ${grouped(words.position(index))}`), inSentence(words, index, facts.n));
-    const more = scale > 1 ? el("p", { class: "rx-about" }, `The pixel covers ${scale} × ${scale} pairs; this is the one under the pointer.`) : "";
+    const more = scale > 1 ? el("p", { class: "rx-about" }, `The pixel covers ${scale} × ${scale} pairs; this is one of them.`) : "";
     this.body.replaceChildren(at("query", query), at("key", key),
       el("dl", {}, ...facts_.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])), more);
     const said = hidden ? "not seen" : `attention ${shown(answer.arrays.pattern[0])}, score ${shown(answer.arrays.score[0])}`;
