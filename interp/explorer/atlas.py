@@ -122,10 +122,11 @@ class Atlas:
                 return found
         rows = self.side(layer, head, variant).rows
         with self.work.piece(f"row sums of L{layer} H{head}") as report:
-            found = _row_sums(rows.q, rows.k, rows.spec, self.cap, report)
-            if float(found.abs().max()) >= _EXACT_LSE and rows.q.dtype != torch.float64:
-                found = _row_sums(rows.q.double(), rows.k.double(), rows.spec, self.cap, report)
-        return found
+            if variant is not None:
+                found = _row_sums(rows.q, rows.k, rows.spec, self.cap, report)
+                if float(found.abs().max()) < _EXACT_LSE or rows.q.dtype == torch.float64:
+                    return found
+            return _row_sums(rows.q.double(), rows.k.double(), rows.spec, self.cap, report)
 
     def _weight(self, layer: int, head: int) -> Float[Tensor, " key"]:
         v, w_o = self.cap.v(layer), self.cap.constants(layer).w_o

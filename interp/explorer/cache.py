@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,29 +20,33 @@ class Cache:
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.n_bytes = most_bytes, 0
         self._held: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._lock, self._making = threading.Lock(), {}
+        self._lock = threading.Lock()
+        self._making: dict[Hashable, Future] = {}
 
     def get(self, key: Hashable, make: Callable[[], Any], size: Callable[[Any], int]) -> Any:
-        """The value of a key, made now if it is not held."""
-        while True:
-            with self._lock:
-                if key in self._held:
-                    self._held.move_to_end(key)
-                    return self._held[key][0]
-                busy = self._making.get(key)
-                if busy is None:
-                    busy = self._making[key] = threading.Event()
-                    break
-            busy.wait()
+        """The value of a key, made now if it is not held; who waits for one that fails gets the same error."""
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key][0]
+            coming = self._making.get(key)
+            first = coming is None
+            if coming is None:
+                coming = self._making[key] = Future()
+        if not first:
+            return coming.result()
         try:
             value = make()
-            with self._lock:
-                self._keep(key, value, size(value))
-            return value
-        finally:
+        except BaseException as error:
             with self._lock:
                 del self._making[key]
-            busy.set()
+            coming.set_exception(error)
+            raise
+        with self._lock:
+            self._keep(key, value, size(value))
+            del self._making[key]
+        coming.set_result(value)
+        return value
 
     def peek(self, key: Hashable) -> Any:
         """The value of a key if it is held."""

@@ -75,7 +75,7 @@ def pixels(drawn: list[Drawn], view: View, window: Window, report: Callable[[int
     found = Pixels(
         torch.zeros(shape, dtype=torch.float64),
         torch.full(shape, lowest, dtype=torch.float32),
-        torch.zeros(shape, dtype=torch.int64),
+        torch.zeros(shape, dtype=torch.int32),
     )
     height, width = (scale * max(most // scale, 1) for most in (_ROWS, _KEYS))
     see = drawn[0].side.rows.see
@@ -101,7 +101,7 @@ def coarser(fine: Pixels, view: View) -> Pixels:
     return Pixels(
         pooled(fine.total, 0, lambda x: x.sum(-1)),
         pooled(fine.peak, -torch.inf if view == "score" else 0, _farthest if view == "difference" else _largest),
-        pooled(fine.count, 0, lambda x: x.sum(-1)),
+        pooled(fine.count, 0, lambda x: x.sum(-1)).int(),
     )
 
 

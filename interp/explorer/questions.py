@@ -42,10 +42,8 @@ class Explorer:
         cap.statistics()
         self.cap, self.source, self.atlas = cap, source, Atlas(cap)
         self.summary = head_summary(cap)
-        ends = np.cumsum([len(token) for token in cap.str_tokens], dtype=np.int64)
-        self._text, self._ends = "".join(cap.str_tokens).casefold(), ends
-        if len(self._text) != (int(ends[-1]) if len(ends) else 0):  # casefold changed lengths: compare as it stands
-            self._text = "".join(cap.str_tokens)
+        folded = [token.casefold() for token in cap.str_tokens]  # each by itself, for folding may change its length
+        self._text, self._ends = "".join(folded), np.cumsum([len(token) for token in folded], dtype=np.int64)
 
     def ask(self, asked: Mapping[str, Any]) -> Answer:
         """Answer one question.

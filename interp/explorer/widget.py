@@ -28,7 +28,7 @@ class ExplorerWidget(anywidget.AnyWidget):
     def __init__(self, explorer: Explorer, view: str = "") -> None:
         super().__init__(view=view)
         self.explorer = explorer
-        self._dropped: set[str] = set()
+        self._waiting: set[str] = set()
         self._lanes = Lanes()
         self.on_msg(self._asked)
 
@@ -45,9 +45,10 @@ class ExplorerWidget(anywidget.AnyWidget):
     def _asked(self, _: Any, message: Any, __: Any) -> None:
         """A message of the page: a question, or that one is no longer waited for."""
         if "drop" in message:
-            self._dropped.add(str(message["drop"]))
+            self._waiting.discard(str(message["drop"]))
             return
         asked = message.get("ask")
+        self._waiting.add(str(message.get("id")))
         if isinstance(asked, dict) and asked.get("kind") in AT_ONCE:
             self._answer(message.get("id"), asked)
         else:
@@ -55,9 +56,9 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     def _answer(self, number: Any, asked: Any) -> None:
         """Send the answer to one question, or what is wrong with it."""
-        if str(number) in self._dropped:
-            self._dropped.discard(str(number))
+        if str(number) not in self._waiting:
             return
+        self._waiting.discard(str(number))
         try:
             self.send({"id": number}, [self.explorer.ask(asked).pack()])
         except RopescopeError as error:

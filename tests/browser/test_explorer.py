@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -256,6 +257,35 @@ def test_another_schedule_changes_the_tile_and_its_difference_is_shown(browser, 
         page.click("text=As it ran")
         drawn(page)
         assert "w" not in state(page) and "v" not in state(page)
+
+
+def test_long_work_shows_how_far_it_is_and_can_be_cancelled(browser, server, monkeypatch):
+    began, passed = threading.Event(), []
+    piece = server.explorer.atlas.work.piece
+
+    @contextmanager
+    def slow(name):
+        with piece(name) as report:
+            passed.append(name)
+            for done in range(200):
+                report(done, 200)
+                began.set()
+                time.sleep(0.05)
+            yield report
+
+    with opened(browser, server, "#h=1.0") as page:
+        monkeypatch.setattr(server.explorer.atlas.work, "piece", slow)
+        page.click("summary:has-text('What if')")
+        page.select_option("select[data-role=kind]", "steps:swapped_order")
+        page.click(".rx-primary")
+        page.wait_for_selector(".rx-progress", state="visible")
+        assert "row sums of L1 H0" in page.inner_text(".rx-progress") and began.is_set()
+        page.mouse.move(600, 400)
+        page.mouse.wheel(0, -200)  # the map moves meanwhile
+        page.click("text=Cancel")
+        drawn(page)
+        assert "w" not in state(page) and not page.locator(".rx-progress").is_visible()
+        assert passed == ["row sums of L1 H0"]
 
 
 def test_an_address_in_a_fresh_tab_is_the_same_view(browser, server):

@@ -50,7 +50,7 @@ export class App {
     if (!this.state.z) this.state.z = this.wholeZoom();
     new ResizeObserver(() => this.#resized()).observe(this.map);
     this.refreshText = later(120, () => this.text.update());
-    this.refreshCharts = later(350, () => this.charts.update());
+    this.refreshCharts = later(350, () => this.root.dataset.ready === "true" && this.charts.update());
     this.writeAddress = later(150, () => this.onaddress(writeAddress(this.state)));
     this.prefetch = later(0, () => this.store.want(this.panes.flatMap((pane) => pane.wanted()).sort((a, b) => a.away - b.away)));
     await this.#changed();
@@ -307,6 +307,14 @@ export class App {
     if (address.replace(/^#/, "") === writeAddress(this.state)) return undefined;
     const z = this.wholeZoom();
     return this.set({ ...this.first, z, ...readAddress(address, this.facts) });
+  }
+
+  /* Stop what is being computed: a what-if is left, and the map waits until something else is looked at. */
+  async cancelWork() {
+    this.store.stop();
+    await this.ask({ kind: "cancel" });
+    if (this.state.variant) await this.set({ variant: null });
+    this.say("cancelled");
   }
 
   /* Say something, to be seen for a moment or only heard. */

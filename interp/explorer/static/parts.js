@@ -163,7 +163,7 @@ export class Progress {
     this.app = app;
     this.text = el("span", {});
     this.bar = el("progress", { max: 1, value: 0, "aria-label": "work in progress" });
-    this.cancel = el("button", { type: "button", onclick: () => app.ask({ kind: "cancel" }) }, "Cancel");
+    this.cancel = el("button", { type: "button", onclick: () => app.cancelWork() }, "Cancel");
     this.element = el("div", { class: "rx-card rx-progress", hidden: true }, this.text, this.bar, this.cancel);
   }
   busy(waiting) {

@@ -34,8 +34,17 @@ export class TileStore {
     this.#pump();
   }
 
-  /* Try again what failed or was cancelled. */
+  /* Ask for nothing more until something else is looked at. */
+  stop() {
+    this.stopped = true;
+    this.queue = [];
+    for (const { abort } of this.coming.values()) abort.abort();
+    this.onbusy(0);
+  }
+
+  /* Try again what failed or was stopped. */
   forgive() {
+    this.stopped = false;
     this.failed.clear();
   }
 

@@ -1,6 +1,7 @@
 """Every pixel against a dense float64 pattern, at every zoom; questions that are none; work that is cancelled."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -240,6 +241,9 @@ def test_find_gives_the_tokens_that_a_text_touches_whatever_its_case():
     assert not len(explorer.ask({"kind": "find", "text": "nowhere"}).arrays["first"])
     tokens = explorer.ask({"kind": "tokens", "span": [3, 6]})
     assert tokens.said["tokens"] == [".", " The", " dog"] and tokens.arrays["position"].tolist() == [3, 4, 5]
+    cap.str_tokens[3] = "Straße"  # which is longer without its case
+    found = Explorer(cap).ask({"kind": "find", "text": "STRASSE THE DOG"}).arrays
+    assert (found["first"].tolist(), found["last"].tolist()) == ([3], [5])
 
 
 def test_an_answer_is_the_same_once_packed_and_unpacked():
@@ -351,6 +355,26 @@ def test_the_cache_keeps_its_bound_and_makes_a_value_once():
     assert made_.count("slow") == 1
     with pytest.raises(ZeroDivisionError):
         cache.get("bad", lambda: 1 // 0, lambda _: 1)
+    fail, failures, failed = threading.Event(), [], []
+
+    def stopped():
+        failed.append(1)
+        fail.wait(5)
+        raise CancelledError("cancelled")
+
+    def ask_for_what_fails():
+        with pytest.raises(CancelledError):
+            cache.get("cancelled", stopped, lambda _: 1)
+        failures.append(1)
+
+    threads = [threading.Thread(target=ask_for_what_fails) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    fail.set()
+    for thread in threads:
+        thread.join()
+    assert len(failures) == 4 and failed == [1]  # nobody takes up again what was cancelled
     assert cache.get("bad", lambda: 7, lambda _: 1) == 7
 
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -16,7 +17,8 @@ from tiny_hooked import random_tokens, tiny_model
 
 from hooks.errors import InputError
 from interp.captures import capture
-from interp.explorer.answers import unpack
+from interp.explorer.answers import Answer, unpack
+from interp.explorer.lanes import WORKERS
 
 pytest.importorskip("anywidget", reason="the widget needs the extra explore")
 ROOT = Path(__file__).parents[3]
@@ -55,14 +57,22 @@ def test_a_message_gets_the_arrays_that_python_gets(widget):
     assert content == {"id": "2"}
 
 
-def test_what_is_no_question_gets_an_error_and_what_is_dropped_nothing(widget):
+def test_what_is_no_question_gets_an_error_and_what_is_dropped_nothing(widget, monkeypatch):
     content, _ = answered(widget, {"id": "1", "ask": {**TILE, "layer": 7}})
     assert content["id"] == "1" and content["name"] == "StageError" and "layer 7" in content["error"]
     assert answered(widget, {"id": "2", "ask": "nonsense"})[0]["name"] == "InputError"
-    widget._handle_custom_msg({"drop": "3"}, [])
-    widget._handle_custom_msg({"id": "3", "ask": TILE}, [])
-    assert answered(widget, {"id": "4", "ask": {"kind": "overview"}})[0] == {"id": "4"}
-    assert "3" not in [content["id"] for content, _ in widget.sent]
+    held = threading.Event()
+    monkeypatch.setattr(widget.explorer, "_tile", lambda question: held.wait(10) and Answer())
+    for number in range(3, 3 + WORKERS + 1):  # as many as are answered at once, and one that waits
+        widget._handle_custom_msg({"id": str(number), "ask": TILE}, [])
+    widget._handle_custom_msg({"drop": str(3 + WORKERS)}, [])
+    held.set()
+    for _ in range(200):
+        if len(widget.sent) == 2 + WORKERS:
+            break
+        time.sleep(0.02)
+    time.sleep(0.1)
+    assert {content["id"] for content, _ in widget.sent} == {"1", "2", *(str(3 + i) for i in range(WORKERS))}
 
 
 def test_the_view_is_a_state_that_python_reads_and_sets(widget):
