@@ -147,6 +147,9 @@ def test_it_opens_on_the_whole_text_and_draws_the_pattern(browser, server):
         page.click("button[data-value=max]")
         drawn(page)
         assert "2 × 2 pairs: the largest cell, exact" in page.inner_text(".rx-legend")
+        page.click("button[data-value=linear]")
+        drawn(page)
+        assert page.inner_text(".rx-legend").endswith("0\n0.5\n1") and "linear" in page.inner_text(".rx-legend")
 
 
 def test_every_cell_has_the_colour_of_its_value(browser, server):

@@ -41,7 +41,7 @@ export const isSigned = (view) => view === "score" || view === "difference";
 /* What the colours span: `top` is the value at the end of the scale, and `decades` how far a logarithm goes below it. */
 export function spanOf(view, how, n, largest) {
   const decades = Math.max(3, Math.ceil(Math.log10(n)) + 1);
-  const top = view === "pattern" && how === "log" ? 1 : roundUp(largest || 1);
+  const most = roundUp(largest || 1), top = view !== "pattern" ? most : how === "log" ? 1 : Math.min(most, 1);
   return { view, how: view === "score" ? "linear" : how, top, decades: view === "difference" ? 4 : decades };
 }
 export const spanKey = (span) => `${span.view} ${span.how} ${span.top} ${span.decades}`;

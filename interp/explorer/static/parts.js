@@ -1,5 +1,5 @@
 /* The smaller parts around the map: legend, overview, what is under the pointer, search, work in progress. */
-import { gradient, legendOf, paintPixels, spanKey, SCALES } from "./colours.js";
+import { gradient, legendOf, paintPixels, spanKey, spanOf, SCALES } from "./colours.js";
 import { el, later } from "./dom.js";
 import { clamp, grouped, headName, shown } from "./numbers.js";
 import { inSentence } from "./words.js";
@@ -53,13 +53,14 @@ export class Overview {
   draw() {
     const { app } = this, { state, facts } = app, pane = app.panes[0], context = this.canvas.getContext("2d"), size = OVERVIEW * 2;
     const whole = app.store.held.get(app.store.key(app.pictureOf(pane.head).text, facts.top_scale, 0, 0));
-    const from = whole ?? (state.view === "pattern" && !state.variant ? pane.backdrop : null);
+    // Until the whole of what is asked was computed, the pattern as it ran shows where one is.
+    const from = whole ?? pane.backdrop, span = whole ? app.span : spanOf("pattern", "log", facts.n, 1);
     context.fillStyle = SCALES[app.theme].hidden;
     context.fillRect(0, 0, size, size);
     if (from) {
-      const values = from[state.pool], key = `${spanKey(app.span)} ${app.theme} ${state.pool}`;
+      const values = from[state.pool], key = `${spanKey(span)} ${app.theme} ${state.pool}`;
       if (this.of !== from || this.key !== key) {
-        this.painted = paintPixels(values, values.shape, app.span, app.theme);
+        this.painted = paintPixels(values, values.shape, span, app.theme);
         [this.of, this.key] = [from, key];
       }
       const [height, width] = values.shape, side = whole ? facts.n / facts.top_scale : null;
