@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import xarray as xr
@@ -14,7 +15,7 @@ from transformer_lens import ActivationCache
 
 from hooks import AttentionSpec, HookedTransformer
 from hooks.attached.transformer import AttachedTransformer
-from hooks.errors import CaptureWarning
+from hooks.errors import CaptureWarning, InputError
 from interp.analyses.patterns.windows import PatternView, top_keys
 from interp.recording.from_cache import data_of_cache
 from interp.recording.in_memory import capture_in_memory
@@ -27,6 +28,9 @@ from interp.storage.writing import tidy, write_capture
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.description import as_html, holdings, in_words
 from interp.texts.texts import Text
+
+if TYPE_CHECKING:
+    from interp.explorer.widget import ExplorerWidget
 
 
 class Capture(CaptureData):
@@ -76,6 +80,25 @@ class Capture(CaptureData):
     def report(self, path: str | Path, **options: Any) -> Path:
         """Write the report on this capture to one HTML file; options are those of `interp.report`."""
         return report(self, path, **options)
+
+    def explore(self, view: str = "") -> "ExplorerWidget":
+        """The explorer as a widget in JupyterLab: every attention pattern as a map, exact at every zoom.
+
+        Args:
+            view: the address of what to show first, as a page or an earlier widget's ``view`` gives it.
+
+        Raises:
+            InputError: anywidget is not installed.
+        """
+        if find_spec("anywidget") is None:
+            raise InputError("cap.explore() needs anywidget: pip install 'ropescope[explore]'")
+        from interp.explorer.questions import Explorer
+        from interp.explorer.widget import ExplorerWidget
+
+        source = (
+            "" if self.path is None else f"from interp import open_capture\n\ncap = open_capture({str(self.path)!r})"
+        )
+        return ExplorerWidget(Explorer(self, source), view)
 
     def holdings(self) -> pd.DataFrame:
         """What is held of each layer: its type and window, the stages and shapes of q and k, their type, the bytes."""

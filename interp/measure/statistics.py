@@ -116,7 +116,7 @@ def attention_statistics(
     chosen = [[own.select(rows) for _, own in apart] for rows in samples.rows]
     low, high = _distance_range(apart) if "distances" in groups else (0, 0)
     n_rows = sum(own.row.numel() for parts in chosen for own in parts)
-    value_norm = None if v is None else _value_norms(v[see.key], w_o, q.shape[1], dtype)
+    value_norm = None if v is None else value_norms(v[see.key], w_o, q.shape[1], dtype)
     map_shape = _map_shape(map_size, q.shape[0], k.shape[0])
     totals = Totals.empty(
         groups,
@@ -199,7 +199,7 @@ def run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
     FusedPass(work).run(offset, done)
 
 
-def _value_norms(
+def value_norms(
     v: Float[Tensor, "kept kv_head d_head"], w_o: Tensor | None, heads: int, dtype: torch.dtype
 ) -> Float[Tensor, "head kept"]:
     """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths."""
