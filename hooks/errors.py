@@ -77,6 +77,10 @@ class NarrowRotaryWarning(UserWarning):
     """Fewer than 32 rotated features per head: it works, and tends to model worse (x-transformers)."""
 
 
+class RotationWarning(UserWarning):
+    """A live model rotates by other frequencies than its config gives, and will by the config's when loaded."""
+
+
 class AttachError(RopescopeError, RuntimeError):
     """A transformers model that cannot be attached, or something of it that attaching does not reach."""
 

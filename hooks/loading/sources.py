@@ -1,6 +1,7 @@
 """Read a model from wherever it is: a live transformers model, a directory, the Hub, a GGUF file, or a known name."""
 
 import difflib
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel
 
 from hooks import checks
 from hooks.config.transformer import HookedTransformerConfig
-from hooks.errors import ConfigError, UnknownModelError, WeightError
+from hooks.errors import ConfigError, RotationWarning, UnknownModelError, WeightError
 from hooks.families.family import Family
 from hooks.families.table import family_of
+from hooks.functional.live_frequencies import unlike_schedule
 from hooks.loading.files import check_regular, kind_of, read_json
 from hooks.loading.gguf import read_gguf
 from hooks.loading.precision import FLOATING, stored_dtype, widest
@@ -185,7 +187,29 @@ def _from_live(source: nn.Module, **options: Any) -> Checkpoint:
         options["device"] = next(iter(weights.values())).device
     options["dtype"] = options["dtype"] or widest(parameter.dtype for parameter in source.parameters())
     name = source.config._name_or_path or kind
-    return _describe(source.config.to_dict(), weights, f"the given {kind}", name, **options)
+    found = _describe(source.config.to_dict(), weights, f"the given {kind}", name, **options)
+    _warn_of_rounded_frequencies(source, found.cfg)
+    return found
+
+
+def _warn_of_rounded_frequencies(source: nn.Module, cfg: HookedTransformerConfig) -> None:
+    """Warn where a live model would turn q and k otherwise than the model that is made of its config and weights.
+
+    Frequencies are no weights: they follow from the config, which is what the model was trained with. So the model that
+    is loaded is right, and only the live one is off; it is not refused.
+    """
+    ropes = [rope for rope in map(cfg.rope_for, range(cfg.n_layers)) if rope is not None]
+    wrong = unlike_schedule(source.named_buffers(), ropes, cfg.d_head)
+    if wrong:
+        name, error = max(wrong.items(), key=lambda each: each[1])
+        warnings.warn(
+            f"the given {type(source).__name__} holds frequencies ({name}) that are off by {error:.1e} from those of "
+            "its config, as a cast of the whole model to a narrower type leaves them. The model made of it rotates as "
+            "the config says, so the further into a text, the more their logits differ. To have both right, load it in "
+            "that type (transformers' from_pretrained(dtype=...)); to study it as it is, HookedTransformer.attach(model)",
+            RotationWarning,
+            stacklevel=4,
+        )
 
 
 def _wrapped(source: nn.Module) -> str:
