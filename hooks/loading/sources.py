@@ -206,7 +206,7 @@ def _warn_of_rounded_frequencies(source: nn.Module, cfg: HookedTransformerConfig
             f"the given {type(source).__name__} holds frequencies ({name}) that are off by {error:.1e} from those of "
             "its config, as a cast of the whole model to a narrower type leaves them. The model made of it rotates as "
             "the config says, so the further into a text, the more their logits differ. To have both right, load it in "
-            "that type (transformers' from_pretrained(dtype=...)); to study it as it is, HookedTransformer.attach(model)",
+            "that type (transformers' from_pretrained(dtype=…)); to study it as it is, HookedTransformer.attach(model)",
             RotationWarning,
             stacklevel=4,
         )
