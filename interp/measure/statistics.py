@@ -18,11 +18,12 @@ from interp.common.progress import counted
 from interp.measure.arguments import check_tensors, checked_mask, checked_positions, checked_start
 from interp.measure.block_height import block_height
 from interp.measure.dataset import Measured, build_dataset
-from interp.measure.portable import BUFFERS, Pass
+from interp.measure.portable import BUFFERS, run_portable
 from interp.measure.schema import GROUPS, SINK_SIZES
 from interp.measure.subsampling import GroupErrors, sample_rows
 from interp.measure.totals import Totals
 from interp.measure.visibility import Visibility
+from interp.measure.work import Pass
 
 MEMORY_BUDGET = 32 * 2**20
 _TILE_NUMBERS = 2048  # of a row in the fused pass: scores of a tile with its edges, sums and largest of its keys
@@ -127,8 +128,8 @@ def attention_statistics(
     )
     errors = GroupErrors()
     run = _choose(backend, q, dtype, see)
-    buffers = torch.get_num_threads() if run is _run_fused else BUFFERS * (q.shape[1] // k.shape[1])
-    beside = _TILE_NUMBERS if run is _run_fused else 0
+    buffers = torch.get_num_threads() if run is run_fused else BUFFERS * (q.shape[1] // k.shape[1])
+    beside = _TILE_NUMBERS if run is run_fused else 0
     total, finished = q.shape[1] * sum(part.row.numel() for part in chosen), 0
 
     def done(rows: int) -> None:
@@ -148,7 +149,7 @@ def attention_statistics(
                 errors.add(before, totals.sums(measured_rows))
     measured = Measured(see, chosen, samples, errors, query_positions, key_positions, value_norm, low)
     values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
-    return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("_run_"))
+    return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("run_"))
 
 
 def _map_shape(map_size: int, n_queries: int, n_keys: int) -> tuple[int, int]:
@@ -173,15 +174,10 @@ def _choose(backend: Backend, q: Tensor, dtype: torch.dtype, see: Visibility) ->
             f"scores are {dtype} on {q.device}{'' if see.keys_in_step else ', and keys have gaps'}. "
             'Choose "auto" or "portable".'
         )
-    return _run_fused if covered and backend != "portable" else _run_portable
+    return run_fused if covered and backend != "portable" else run_portable
 
 
-def _run_portable(work: Pass, offset: int, done: Callable[[int], None]) -> None:
-    """Run a pass in torch."""
-    work.run(offset, done)
-
-
-def _run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
+def run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
     """Run a pass compiled; numba is imported only now."""
     from interp.measure.fused.threads import FusedPass
 

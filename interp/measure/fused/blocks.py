@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from interp.measure.fused import loops
+from interp.measure.fused import loops, spreading
 from interp.measure.fused.compiled import entry, inner
 from interp.measure.fused.dot_products import PANEL, ROWS, pack_queries, scores
 from interp.measure.fused.simd import LANES
@@ -227,7 +227,7 @@ def _mass(r, begin, end, layout, scratch):
         stop = min(end, (tile + 1) * TILE)
         at = _weights_at(tile, layout) + r * layout.stride + begin - tile * TILE
         scale = math.exp(np.float64(scratch.reference[tile, r]) - np.float64(scratch.now[r]))
-        mass += loops.sum_run(scratch.weights, at, stop - begin) * scale
+        mass += spreading.sum_run(scratch.weights, at, stop - begin) * scale
         begin = stop
     return mass
 
@@ -255,10 +255,10 @@ def _spread_tiles(start, stop, low, keys, rows, column, head, layout, scratch, s
         for i in range(map_runs):
             tile = scratch.key_sums[i], scratch.key_tops[i], size
             if sums.received.size:
-                loops.merge_keys(*tile, low + at, sums.received, sums.received_max)
+                spreading.merge_keys(*tile, low + at, sums.received, sums.received_max)
             if sums.map_sum.size:
                 label = rows.label[start + scratch.map_edges[i]]
-                loops.merge_map(*tile, column[low + at :], sums.map_sum[label], sums.map_max[label])
+                spreading.merge_map(*tile, column[low + at :], sums.map_sum[label], sums.map_max[label])
 
 
 @inner
@@ -277,7 +277,7 @@ def _spread_tile(start, stop, low, at, size, map_runs, rows, head, layout, scrat
     for c in range(0, max(keys, reach), LANES):
         if c < keys:
             for i in range(map_runs):
-                loops.add_keys(
+                spreading.add_keys(
                     weights, tile + c, stride, scratch.map_edges[i], scratch.map_edges[i + 1], scratch.factor,
                     scratch.key_sums[i], scratch.key_tops[i], c,
                 )  # fmt: skip
@@ -285,7 +285,7 @@ def _spread_tile(start, stop, low, at, size, map_runs, rows, head, layout, scrat
             if scratch.begin[i] < c < scratch.end[i]:
                 begin, end = scratch.step_edges[i], scratch.step_edges[i + 1]
                 key = c - (end - begin - 1)
-                loops.add_distances(
+                spreading.add_distances(
                     weights, tile + begin * stride + key, stride, begin, end, scratch.factor, sums.attention,
                     c + layout.last + low + at - rows.position[start + end - 1],
                     head.value, layout.edge + low + at + key, sums.attention_value,

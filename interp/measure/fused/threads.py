@@ -1,6 +1,6 @@
 """The one pass over q and k on the CPU, compiled: each thread takes every n-th block of rows and adds up on its own.
 
-What a thread does to a block is in `fused_blocks`. The threads are ours and call nothing that starts threads; what each
+What a thread does to a block is in `blocks`. The threads are ours and call nothing that starts threads; what each
 of them added up is merged in a fixed order, so that the same call gives the same bits.
 """
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from hooks.errors import InputError
-from interp.measure.fused import loops
+from interp.measure.fused import spreading
 from interp.measure.fused.blocks import TILE, Head, Layout, Results, Rows, Scratch, Sums, measure_blocks
 from interp.measure.fused.buffers import Allocate, Workspace
 from interp.measure.fused.dot_products import LARGE_SCORE, PANEL, ROWS, pack_keys
 from interp.measure.fused.simd import LANES
-from interp.measure.portable import OVERFLOW, Pass
 from interp.measure.schema import LOCAL_DISTANCE
 from interp.measure.score_bins import collapse_counts, index_layout
 from interp.measure.totals import bin_of
+from interp.measure.work import OVERFLOW, Pass
 
 _HEIGHT = {False: 64, True: 128}  # by whether heads are wide: then keys are read less often, and rows fit all the same
 _WIDE = 128
@@ -139,7 +139,7 @@ class FusedPass:
         breaks = np.flatnonzero(np.diff(rows.label)) + 1
         for part in np.split(np.arange(rows.label.size), breaks):
             if part.size:
-                loops.count_cells(rows.first[part], rows.stop[part], edges, count[rows.label[part[0]]].numpy())
+                spreading.count_cells(rows.first[part], rows.stop[part], edges, count[rows.label[part[0]]].numpy())
 
     def _store_rows(self, head: int, results: Results, at: slice) -> None:
         """Write the statistics of each row where they belong."""

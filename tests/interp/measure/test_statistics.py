@@ -16,9 +16,9 @@ from problem import Problem
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
 from interp.common import progress
-from interp.measure.portable import Pass
 from interp.measure.schema import GROUPS, VARIABLES
 from interp.measure.statistics import attention_statistics
+from interp.measure.work import Pass
 
 
 @st.composite
