@@ -20,7 +20,7 @@ from hooks.functional.live_frequencies import unlike_schedule
 from hooks.loading.files import check_regular, kind_of, read_json
 from hooks.loading.gguf import read_gguf
 from hooks.loading.precision import FLOATING, stored_dtype, widest
-from hooks.loading.prepared import KNOWN_MODELS, MARKER, prepared_model
+from hooks.loading.prepared import KNOWN_MODELS, prepared_model, prepared_provenance
 from hooks.loading.tensor_files import read_safetensors
 from hooks.loading.tokenizers import directory_tokenizer, gguf_tokenizer, prepared_tokenizer, prepends_bos
 from hooks.loading.weights import check_sizes
@@ -233,7 +233,8 @@ def _from_directory(directory: Path, name: str, **options: Any) -> Checkpoint:
         )
     hf = read_json(directory / "config.json")
     weights = read_safetensors(directory)
-    if not (directory / MARKER).exists():
+    provenance = prepared_provenance(directory)
+    if provenance is None:
         return _describe(hf, weights, str(directory), name, tokenizer=directory_tokenizer(directory), **options)
     # A prepared model was checked when it was made; its marker knows what its config.json cannot.
     return _describe(
@@ -242,7 +243,7 @@ def _from_directory(directory: Path, name: str, **options: Any) -> Checkpoint:
         str(directory),
         name,
         tokenizer=prepared_tokenizer(directory),
-        provenance=read_json(directory / MARKER)["provenance"],
+        provenance=provenance,
         check_finite=False,
         **options,
     )

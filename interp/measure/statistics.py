@@ -187,11 +187,14 @@ def run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
 def _value_norms(
     v: Float[Tensor, "kept kv_head d_head"], w_o: Tensor | None, heads: int, dtype: torch.dtype
 ) -> Float[Tensor, "head kept"]:
-    """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths."""
+    """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths.
+
+    In float64: where W_O takes a value nearly to nothing, float32 leaves of its length what rounding left of it.
+    """
     group, v = heads // v.shape[1], v.contiguous()
     if w_o is None:
-        return torch.linalg.vector_norm(v.to(dtype), dim=-1).T.repeat_interleave(group, dim=0)
-    factor = torch.linalg.qr(w_o.to(v.device, dtype).mT, mode="r").R
-    return torch.stack(
-        [torch.linalg.vector_norm(v[:, h // group].to(dtype) @ factor[h].T, dim=-1) for h in range(heads)]
-    )
+        norms = torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64).T.repeat_interleave(group, dim=0)
+        return norms.to(dtype)
+    factor = torch.linalg.qr(w_o.to(v.device, torch.float64).mT, mode="r").R
+    moved = (v[:, h // group].double() @ factor[h].T for h in range(heads))
+    return torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in moved]).to(dtype)

@@ -127,6 +127,8 @@ def theirs_of(family, config, seed):
     """The model that transformers builds of a config, or None."""
     if config.get("model_type") != family or any(not _small(config.get(key)) for key in SIZES):
         return None
+    if config.get("vocab_size") == 0:  # which it builds, for no token at all
+        return None
     config_class, _ = CLASSES[family]
     try:
         return random_model(family, config_class.from_dict(dict(config)), seed=seed)
