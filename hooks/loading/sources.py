@@ -198,7 +198,8 @@ def _warn_of_rounded_frequencies(source: nn.Module, cfg: HookedTransformerConfig
     Frequencies are no weights: they follow from the config, which is what the model was trained with. So the model that
     is loaded is right, and only the live one is off; it is not refused.
     """
-    ropes = [rope for rope in map(cfg.rope_for, range(cfg.n_layers)) if rope is not None]
+    schedules = cfg.rope.values() if isinstance(cfg.rope, Mapping) else [cfg.rope]  # also of types that no layer has
+    ropes = [rope for rope in schedules if rope is not None]
     wrong = unlike_schedule(source.named_buffers(), ropes, cfg.d_head)
     if wrong:
         name, error = max(wrong.items(), key=lambda each: each[1])

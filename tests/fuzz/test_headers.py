@@ -32,7 +32,10 @@ INDEX = "model.safetensors.index.json"
 def state(source):
     """Everything that a loaded model computes with."""
     model = HookedTransformer.from_pretrained(source)
-    return {**model.state_dict(), "tokenizer": torch.tensor(model.tokenizer is not None)}
+    values = {
+        name: tensor.clone() for name, tensor in model.state_dict().items()
+    }  # not the pages of a file that changes
+    return values | {"tokenizer": torch.tensor(model.tokenizer is not None)}
 
 
 def same(found, whole):
@@ -181,7 +184,7 @@ def contents(directory, *, resumed=False):
         found[f"v{layer}"] = cap.v(layer)
         statistics = cap.statistics(layer, groups=("rows", "keys", "distances"))
         found |= {f"{layer}{name}": torch.from_numpy(x.values.copy()).nan_to_num() for name, x in statistics.items()}
-    return found
+    return {name: tensor.clone() for name, tensor in found.items()}
 
 
 def signed(body):

@@ -13,11 +13,11 @@ from interp.measure.statistics import attention_statistics
 
 
 def vectors(rng, generator, *shape):
-    """Random vectors: plain, almost all alike, with features of very different sizes, sparse, or zero."""
+    """Random vectors: plain, all alike, of two signs, with features of very different sizes, sparse, or zero."""
     x = torch.randn(*shape, generator=generator)
-    kind = rng.randrange(8)
+    kind = rng.randrange(10)
     if kind == 0:
-        x = 3 + 0.01 * x
+        x = 3 + rng.choice((0.0, 0.01)) * x
     elif kind == 1:
         x = x * 10.0 ** torch.linspace(-3, 1, shape[-1])
     elif kind == 2:
@@ -26,6 +26,8 @@ def vectors(rng, generator, *shape):
         x[rng.randrange(len(x)) :] = 0.0
     elif kind == 4:
         x = x - x.mean(0) + 5 * torch.randn(shape[1:], generator=generator)
+    elif kind == 5:  # with a constant on the other side, scores whose mean is next to nothing
+        x = x[..., :1].sign() * (1 + rng.choice((1e-3, 0.1)) * x.abs())
     return x
 
 
@@ -33,9 +35,9 @@ def spec_of(rng, generator, q, k):
     """A spec whose scores reach up to 300, or hardly differ."""
     heads, d = q.shape[1:]
     largest = float(q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max()) or 1.0
-    scale = min(rng.choice((d**-0.5, 0.07, 1.0)), rng.choice((300.0, 300.0, 40.0, 31.0, 1e-3)) / largest)
+    scale = min(rng.choice((d**-0.5, 0.07, 1.0)), rng.choice((300.0, 64.0, 50.0, 31.0, 1e-3)) / largest)
     if rng.random() < 0.3:
-        scale = rng.choice((300, 40, 31.9)) / largest
+        scale = rng.choice((300, 64, 50, 31.9)) / largest
     group = heads // k.shape[1]
     scores = torch.stack([q[:, h].double() @ k[:, h // group].double().T * scale for h in range(heads)])
     sinks = {
@@ -64,7 +66,7 @@ def problem(rng):
     n_k = n_q + offset
     q, k, v = (vectors(rng, generator, n, h, d) for n, h in ((n_q, heads), (n_k, kv_heads), (n_k, kv_heads)))
     kwargs = {"query_start": offset, "map_size": rng.choice((1, 5, 32, 128))}
-    padding = rng.choice(("none", "none", "left", "holes", "all"))
+    padding = rng.choice(("none", "none", "none", "left", "left", "holes", "all"))
     if padding in ("left", "holes"):
         holes = torch.rand(n_k, generator=generator) > 0.3
         kwargs["key_mask"] = torch.arange(n_k) >= n_k // 3 if padding == "left" else holes
@@ -75,7 +77,7 @@ def problem(rng):
         "shifted": base + rng.choice((40_000, 10**6)),
         "gaps": base + (torch.rand(n_k, generator=generator) < 0.2).cumsum(0) * 3,
         "packed": base % (n_k // 2 + 1),
-    }.get(rng.choice(("default", "default", "shifted", "gaps", "packed")))
+    }.get(rng.choice(("default", "default", "default", "shifted", "shifted", "gaps", "packed")))
     if positions is not None:
         kwargs |= {"key_positions": positions, "query_positions": positions[offset:]}
     w_o = vectors(rng, generator, heads, d, rng.choice((1, 6, 50))) if rng.random() < 0.6 else None

@@ -46,7 +46,9 @@ def near(rng, old):
     if isinstance(old, int):
         return rng.choice((old + 1, old - 1, old * 2, max(old // 2, 1), -old, 0, float(old), str(old), old + 0.5))
     if isinstance(old, float):
-        return rng.choice((old * 2, old / 2, -old, 0.0, old * 1e6, math.nan, int(old), str(old)))
+        return rng.choice(
+            (old * 2, old / 2, -old, 0.0, old * 1e6, math.nan, round(old) if math.isfinite(old) else 0, str(old))
+        )
     if isinstance(old, str):
         return rng.choice((old.upper(), old + "x", old[:-1], "", [old]))
     if isinstance(old, list):

@@ -64,3 +64,11 @@ def test_frequencies_that_a_long_text_has_changed_are_no_fault(kind):
         torch.testing.assert_close(ours(far), expected, rtol=1e-4, atol=1e-4)
     with pytest.warns(RotationWarning):
         HookedTransformer.from_pretrained(theirs.to(torch.bfloat16))
+
+
+def test_a_layer_type_that_no_layer_has_is_compared_with_its_own_schedule():
+    """Gemma 3 keeps frequencies for sliding layers where all of its layers are full."""
+    theirs = tiny_model("gemma3_text", layer_types=["full_attention"] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RotationWarning)
+        HookedTransformer.from_pretrained(theirs)
