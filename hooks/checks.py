@@ -119,6 +119,22 @@ def words(name: str, value: Any, *, error: type[RopescopeError] = InputError) ->
     return tuple(dict.fromkeys(found))
 
 
+def text(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> str:
+    """A text, of any length."""
+    if not isinstance(value, str):
+        raise error(f"{name}={shown(value)}: give a text")
+    return value
+
+
+def instance(
+    name: str, value: Any, kind: type[_Choice], what: str, *, error: type[RopescopeError] = InputError
+) -> _Choice:
+    """An object of a class; `what` says how one comes by it."""
+    if not isinstance(value, kind):
+        raise error(f"{name}={shown(value)}: give {what}")
+    return value
+
+
 def path(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> Path:
     """A path that the system can take: not empty, without a NUL."""
     try:

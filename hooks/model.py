@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
-from hooks.base.inputs import check_predicts, padding_mask, token_positions
+from hooks.base.inputs import any_ids, check_predicts, check_resid, padding_mask, token_positions
 from hooks.base.lens_surface import LensMixin
 from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll
 from hooks.base.module import NamedHooksModule
 from hooks.base.registry import HookRegistry
 from hooks.base.tokenizing import TokenizingMixin
+from hooks.checks import flag, instance, shown, whole
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope_inherited import inherited_rope
@@ -52,6 +53,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def __init__(self, cfg: HookedTransformerConfig, tokenizer: Any = None, *, _empty: bool = False):
         super().__init__()
+        instance("cfg", cfg, HookedTransformerConfig, "a HookedTransformerConfig", error=ConfigError)
         if cfg.d_vocab < 1:
             raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
@@ -208,7 +210,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream before the first block."""
-        embedded = self.embed(tokens)
+        embedded = self.embed(any_ids(tokens, self.cfg.d_vocab, self.device))
         if self.cfg.embed_scale is not None:
             # transformers scales by a tensor of the embedding's dtype: in bfloat16 the factor itself is rounded.
             embedded = embedded * torch.tensor(self.cfg.embed_scale, dtype=embedded.dtype, device=embedded.device)
@@ -230,6 +232,10 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             attention_mask: 1 where a token is real, 0 where it is padding.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
         """
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+            raise InputError(f"tokens={shown(tokens)}: give token ids [batch, pos], whose shape counts")
+        if rope_length is not None:
+            rope_length = whole("rope_length", rope_length, at_least=1)
         key_mask = padding_mask(attention_mask, tokens)
         positions = token_positions(position_ids, tokens, key_mask)
         last = int(positions.max()) + 1
@@ -270,6 +276,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             InputError: token ids, positions or mask do not fit the model.
         """
         check_return_type(return_type)
+        loss_per_token = flag("loss_per_token", loss_per_token)
         ids = self._check_tokens(tokens)
         context = self.context(ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length)
         if return_type in ("loss", "both") and not loss_per_token:
@@ -292,13 +299,16 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a residual stream: final norm, unembedding, scale and soft-cap."""
-        return self._logits(self.ln_final(resid))
+        return self._logits(self.ln_final(check_resid("resid", resid, self.cfg.d_model, self.dtype)))
 
     def residual_loss(
         self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos-1"]:
         """Loss per predicted token in nats, from the residual stream after the last block."""
-        return self._nll(self.ln_final(resid), tokens)
+        ids = self._check_tokens(tokens)
+        if check_resid("resid", resid, self.cfg.d_model, self.dtype).shape[:-1] != ids.shape:
+            raise InputError(f"resid {tuple(resid.shape)} is not of tokens {tuple(ids.shape)}: one vector each")
+        return self._nll(self.ln_final(resid), ids)
 
     def _nll(self, normalized: Tensor, tokens: Tensor) -> Float[Tensor, "batch pos-1"]:
         """−log p of each next token, from the final norm's output."""
@@ -317,6 +327,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer turns q and k into a pattern, its learned sinks included."""
+        self.cfg.layer_type(layer)  # which says of a layer that is not there which there are
         return cast(Block, self.blocks[layer]).attn.spec
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
+from hooks.base.inputs import any_ids
+from hooks.checks import flag, whole
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import InputError
 from hooks.modules.norms import Norm
@@ -183,8 +185,8 @@ class LensMixin(StackedWeights):
 
     def _token_ids(self, tokens: Tokens) -> Int[Tensor, "*batch_pos"]:
         """Ids on the model's device; one id has no axes, as in TransformerLens."""
-        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
-        ids = torch.as_tensor(ids, device=self.unembed.weight.device)
+        given = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        ids = any_ids(given, self.unembed.weight.shape[0], self.unembed.weight.device)
         return ids.reshape(()) if ids.numel() == 1 else ids
 
     def accumulated_bias(
@@ -200,6 +202,9 @@ class LensMixin(StackedWeights):
         Raises:
             InputError: an output bias passes a post-norm, so that it is no constant.
         """
+        layer = whole("layer", layer, at_least=0, at_most=self.cfg.n_layers)
+        mlp_input = flag("mlp_input", mlp_input) and layer < self.cfg.n_layers
+        include_mlp_biases = flag("include_mlp_biases", include_mlp_biases)
         total = self.unembed.weight.new_zeros(self.cfg.d_model)
         with_own_attention = mlp_input and not self.cfg.parallel_attn_mlp
         for index in range(layer + with_own_attention):

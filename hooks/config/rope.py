@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from hooks.checks import shown
 from hooks.config.rope_spellings import LayerSettings, Reading, rope_readings
 from hooks.errors import ConfigError
 
@@ -117,12 +118,14 @@ class RopeConfig:
     learnable: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.rope_type not in _REQUIRED:
-            raise ConfigError(f"rope_type={self.rope_type!r} is unknown; allowed are {', '.join(sorted(_REQUIRED))}")
+        if not isinstance(self.rope_type, str) or self.rope_type not in _REQUIRED:
+            raise ConfigError(
+                f"rope_type={shown(self.rope_type)} is unknown; allowed are {', '.join(sorted(_REQUIRED))}"
+            )
         for name, value in self._set_fields().items():
             if name not in _USED[self.rope_type]:
                 raise ConfigError(
-                    f"{name}={value!r} is not used by rope_type={self.rope_type!r}, which "
+                    f"{name}={shown(value)} is not used by rope_type={self.rope_type!r}, which "
                     f"reads {', '.join(sorted(_USED[self.rope_type]))}; leave it out or change rope_type"
                 )
             self._check_value(name, value)
@@ -138,15 +141,15 @@ class RopeConfig:
         if name in _RANGES:
             allowed, description = _RANGES[name]
             if not _is_number(value) or not allowed(value):
-                raise ConfigError(f"{name}={value!r} must be {description}")
+                raise ConfigError(f"{name}={shown(value)} must be {description}")
         elif name in ("short_factor", "long_factor"):
             if not isinstance(value, (list, tuple)) or not value or not all(_is_number(x) and x > 0 for x in value):
-                raise ConfigError(f"{name}={value!r} must be a list of numbers above 0, one for each rotated pair")
+                raise ConfigError(f"{name}={shown(value)} must be a list of numbers above 0, one for each rotated pair")
             object.__setattr__(self, name, tuple(value))
         elif name in ("truncate", "interleaved", "learnable") and not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r} must be True or False")
+            raise ConfigError(f"{name}={shown(value)} must be True or False")
         elif name == "precision" and value not in ("float32", "float64"):
-            raise ConfigError(f"precision={value!r} must be 'float32' or 'float64'")
+            raise ConfigError(f"precision={shown(value)} must be 'float32' or 'float64'")
 
     def _check_pairs(self) -> None:
         """Raise for fields that are right alone and wrong together."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from hooks import AttentionSpec, HookedTransformerConfig
+from hooks.checks import shown
 from hooks.config.steps import STEP_OUTPUT
 from hooks.errors import InputError, StageError
 from interp.recording.constants import layer_constants
@@ -41,7 +42,7 @@ def data_of_cache(
     read = _OwnCache(cache, model) if own else _BridgeCache(cache, model)
     held = {layer: read.layer(layer, _spec_of(spec, layer, model if own else None)) for layer in layers}
     n_tokens = _final(next(iter(held.values())))[0].shape[0]
-    ids = torch.empty(0, dtype=torch.long) if tokens is None else torch.as_tensor(tokens).flatten().cpu()
+    ids = torch.empty(0, dtype=torch.long) if tokens is None else _ids(tokens)
     if tokens is not None and len(ids) != n_tokens:
         raise InputError(f"{len(ids)} tokens given for a cache of {n_tokens} positions")
     named = tokens is not None and getattr(model, "tokenizer", None) is not None
@@ -214,3 +215,14 @@ def _measured_config(cfg: Any, held: Mapping[int, LayerCapture]) -> HookedTransf
         model_name=str(cfg.model_name),
         provenance={"rope": "not read from the cache; q and k are the model's own"},
     )
+
+
+def _ids(tokens: object) -> Int[Tensor, " pos"]:
+    """Token ids in one row."""
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        ids = torch.empty(0)
+    if ids.dtype not in (torch.int64, torch.int32) or ids.is_meta or ids.is_sparse:
+        raise InputError(f"tokens={shown(tokens)}: give the token ids of the cache, int64 or int32")
+    return ids.flatten().cpu()

@@ -84,6 +84,7 @@ def plan_capture(
     loss: bool = True,
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
+    check_model(model)
     # A hybrid's other layers have no q and k.
     attending = getattr(model, "attending_layers", tuple(range(model.cfg.n_layers)))
     chosen = _chosen_layers(model.cfg, attending if layers is None else layers)
@@ -145,6 +146,14 @@ def _tokens_of(
     return ids.long()[None].to(model.device), "token ids given in memory", None
 
 
+def check_model(model: object) -> None:
+    """Raise unless a capture can be made of this model."""
+    if not isinstance(model, HookedTransformer | AttachedTransformer):
+        raise InputError(
+            f"model={checks.shown(model)}: give a HookedTransformer, or what HookedTransformer.attach(model) gives"
+        )
+
+
 def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | None) -> tuple[int, ...]:
     """The layers to keep, in order, checked against the model."""
     chosen = sorted(asked_layers(range(cfg.n_layers), layers))
@@ -159,7 +168,10 @@ def _stage_names(stages: str | Iterable[str]) -> tuple[str, ...]:
     several = (stages,) if isinstance(stages, str) else stages
     if not isinstance(several, Iterable) or isinstance(several, bytes | dict):
         raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
-    return tuple(several)
+    named = tuple(several)
+    if not all(isinstance(stage, str) for stage in named):
+        raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
+    return named
 
 
 def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> None:
@@ -168,4 +180,4 @@ def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> N
         found = [layer for layer in steps if steps_before(stage, steps[layer]) is not None]
         if not found and stages is not DEFAULT_STAGES:
             there = [s for s in STAGES if any(steps_before(s, own) is not None for own in steps.values())]
-            raise StageError(f"no layer of this model has a stage {stage!r}; it has {', '.join(there)}")
+            raise StageError(f"no layer of this model has a stage {checks.shown(stage)}; it has {', '.join(there)}")

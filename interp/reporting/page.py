@@ -22,7 +22,7 @@ from interp.reporting.glossary import GLOSSARY
 from interp.reporting.measures import common
 from interp.reporting.second_capture import comparison_section
 from interp.reporting.tables import check_folder, head_table, write_tables
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import head_numbers
 
 _LONGEST_NAME = 80
@@ -56,6 +56,9 @@ def report(
         StageError: a head that the model does not have, or a capture that holds no loss.
         InputError: the captures to compare differ in layers or heads, or read different tokens.
     """
+    check_capture(cap)
+    if compare_with is not None:
+        check_capture(compare_with, "compare_with")
     check_writable(path)
     if csv is not None:
         check_folder(csv)

@@ -12,6 +12,7 @@ import interp
 from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig, recipes
 from interp import plots
 from interp.common.binning import bin_distances
+from interp.plots.reduced import binned_by_distance
 
 N = 40
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "run", "far"]
@@ -251,7 +252,7 @@ def _figures(cap, other, directory):
     binned = bin_distances(bias)
     drawn = {
         "attention_by_variant": (
-            bin_distances(interp.what_if_rope(cap, RopeConfig(rope_theta=99.0))),
+            binned_by_distance(interp.what_if_rope(cap, RopeConfig(rope_theta=99.0))),
             {"title": "x", "loss": None, "y_range": None},
         ),
         "attention_by_distance": (binned, {"title": "x", "y_range": (0.1, 1.0), "highlight": [(0, 1)]}),

@@ -10,12 +10,13 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError, MaterializationError, PositionError, StageError
 from hooks.memory import free_bytes
 from interp.analyses.patterns.head_rows import HeadRows, checked_head
 from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.tokens import TokenChoice, chosen_tokens
 
 _ALL = slice(None)
@@ -90,8 +91,9 @@ def attention_map(
     """
     if reduce not in ("mean", "max"):
         raise InputError(f"reduce={reduce!r}: choose mean or max")
-    if size < 1:
-        raise InputError(f"size={size}: a map has at least one cell on each side")
+    check_capture(cap)
+    size = checks.whole("size", size, at_least=1)
+    reduce = checks.choice("reduce", reduce, ("mean", "max"))
     head = checked_head(head, cap.q(layer).shape[1])
     if all(isinstance(part, slice) and part == _ALL for part in (queries, keys)) and size == _MAP_SIZE:
         array = cap.statistics([layer])[f"map_{reduce}"].sel(layer=layer, head=head, drop=True)

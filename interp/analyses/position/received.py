@@ -6,12 +6,12 @@ import numpy as np
 import torch
 import xarray as xr
 
-from hooks import AttentionSpec
+from hooks import AttentionSpec, checks
 from hooks.errors import InputError
 from interp.analyses.position.schema import RECEIVED_BY_POSITION
 from interp.common.binning import ratio
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
 PARTS = ("begin", "middle", "end")
@@ -47,11 +47,10 @@ def received_by_position(
     Source:
         arXiv 2307.03172 (lost in the middle), 2004.10102 (value-weighted attention).
     """
-    n = len(cap.positions)
+    n = len(check_capture(cap).positions)
     if n < 3:
         raise InputError(f"{n} tokens have no begin, middle and end: capture a longer text")
-    if bins < 1 or not 0 < edge < 0.5:
-        raise InputError(f"bins={bins} must be at least 1 and edge={edge} between 0 and 0.5")
+    bins, edge = checks.whole("bins", bins, at_least=1), checks.number("edge", edge, above=0, below=0.5)
     chosen = asked_layers(cap.layers, layers)
     stats = cap.statistics(chosen)
     starts = np.unique(np.linspace(0, n, min(bins, n) + 1).astype(int))[:-1]

@@ -10,7 +10,7 @@ from hooks.errors import InputError
 from interp.analyses.position.received import queries_seeing
 from interp.analyses.position.schema import FIRST_TOKEN_MASS, SINK_RATE
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
 # The share of attention on the first token above which a head counts as a sink head (arXiv 2410.10781).
@@ -29,7 +29,7 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
 
     Source: the sink rate of arXiv 2410.10781 with k = 1.
     """
-    chosen = asked_layers(cap.layers, layers)
+    chosen = asked_layers(check_capture(cap).layers, layers)
     mass = cap.statistics(chosen)["sink_mass"].sel(sink_size=1)
     n = mass.sizes["query"]
     means = []
@@ -77,7 +77,7 @@ def sink_rate(
         raise InputError(f"k={k} counts tokens from 1, and epsilon={epsilon} lies between 0 and 1")
     if n <= k:
         raise InputError(f"{n} tokens: whether token {k} is a sink shows only after it, so capture a longer text")
-    chosen = asked_layers(cap.layers, layers)
+    chosen = asked_layers(check_capture(cap).layers, layers)
     received = cap.statistics(chosen)["received"]
     seen = [queries_seeing(cap.spec(layer), n)[k - 1] for layer in chosen]
     score = received.isel(key=k - 1, drop=True) / xr.DataArray(seen, dims="layer")
