@@ -17,6 +17,7 @@ from hooks.checks import flag, whole
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import InputError
 from hooks.modules.norms import Norm
+from hooks.modules.weight_views import present
 
 Tokens = str | int | Int[Tensor, "*batch_pos"]
 
@@ -60,18 +61,18 @@ class StackedWeights:
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
         """Token embedding, before ``cfg.embed_scale``."""
-        return self.embed.weight
+        return present(self.embed.weight)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
         """Unembedding, before ``cfg.logit_scale`` and without the final norm's gain."""
-        return self.unembed.weight.T
+        return present(self.unembed.weight).T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
         """Unembedding bias, zeros where the model has none."""
         bias = self.unembed.bias
-        return self.unembed.weight.new_zeros(self.unembed.out_features) if bias is None else bias
+        return present(self.unembed.weight).new_zeros(self.unembed.out_features) if bias is None else bias
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
@@ -167,7 +168,7 @@ class LensMixin(StackedWeights):
         Args:
             tokens: a token's text, its id, or a tensor of ids; a tensor of one id counts as that id.
         """
-        return self.unembed.weight[self._token_ids(tokens)] * (self.cfg.logit_scale or 1.0)
+        return present(self.unembed.weight)[self._token_ids(tokens)] * (self.cfg.logit_scale or 1.0)
 
     def logit_bias(self, tokens: Tokens) -> Float[Tensor, "*batch_pos"]:
         """The part of the tokens' logits that no component of the residual stream gives.
@@ -186,7 +187,8 @@ class LensMixin(StackedWeights):
     def _token_ids(self, tokens: Tokens) -> Int[Tensor, "*batch_pos"]:
         """Ids on the model's device; one id has no axes, as in TransformerLens."""
         given = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
-        ids = any_ids(given, self.unembed.weight.shape[0], self.unembed.weight.device)
+        weight = present(self.unembed.weight)
+        ids = any_ids(given, weight.shape[0], weight.device)
         return ids.reshape(()) if ids.numel() == 1 else ids
 
     def accumulated_bias(
@@ -205,7 +207,7 @@ class LensMixin(StackedWeights):
         layer = whole("layer", layer, at_least=0, at_most=self.cfg.n_layers)
         mlp_input = flag("mlp_input", mlp_input) and layer < self.cfg.n_layers
         include_mlp_biases = flag("include_mlp_biases", include_mlp_biases)
-        total = self.unembed.weight.new_zeros(self.cfg.d_model)
+        total = present(self.unembed.weight).new_zeros(self.cfg.d_model)
         with_own_attention = mlp_input and not self.cfg.parallel_attn_mlp
         for index in range(layer + with_own_attention):
             block: Any = self.blocks[index]

@@ -16,9 +16,17 @@ from hooks.modules.qk_norm import QKNorm
 from hooks.modules.rotary import Rotary
 from interp.tensors.constants import LayerConstants
 
+_NEEDED = ("attn.o_proj.weight", "attn.q_norm.", "attn.k_norm.", "attn.sinks")
+
 
 def layer_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
     """The constants of one layer, detached from the graph; frequencies as they are for a text of n_tokens."""
+    with model.resident(layer, _NEEDED):
+        return _constants(model, layer, n_tokens)
+
+
+def _constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
+    """The same, of a layer whose weights are there."""
     attn = cast(Attention, model.blocks[layer].attn)
     rope = model.cfg.rope_for(layer)
     frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)

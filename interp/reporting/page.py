@@ -54,9 +54,10 @@ def report(
         OutputError: a file cannot be written, or one stands there that is no report or table of ours (checked before
             any computation).
         StageError: a head that the model does not have, or a capture that holds no loss.
-        InputError: the captures to compare differ in layers or heads, or read different tokens.
+        InputError: the captures to compare differ in layers or heads, or read different tokens; or documents are
+            packed into a row.
     """
-    check_capture(cap)
+    check_capture(cap).check_one_text("report")
     if compare_with is not None:
         check_capture(compare_with, "compare_with")
     check_writable(path)

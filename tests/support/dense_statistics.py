@@ -10,28 +10,30 @@ from dense import dense_pattern, dense_scores, visible
 from interp.measure.score_bins import score_edges
 
 
-def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=0, key_mask=None, **positions):
+def dense_statistics(
+    q, k, spec, *, v=None, w_o=None, map_size=128, query_start=0, key_mask=None, documents=None, **positions
+):
     """Every variable by its definition from the n × n matrices, float64 numpy."""
     n_q, n_k, heads = q.shape[0], k.shape[0], q.shape[1]
     i = positions.get("query_positions")
     j = positions.get("key_positions")
     i = np.arange(n_q) + query_start if i is None else i.numpy()
     j = np.arange(n_k) if j is None else j.numpy()
+    documents = documents or [0]
+    rules = {"causal": spec.causal, "window": spec.window, "query_start": query_start, "documents": documents}
     s = dense_scores(
         q,
         k,
         spec.scale,
-        causal=spec.causal,
-        window=spec.window,
+        **rules,
         softcap=spec.softcap,
         alibi_slopes=spec.alibi_slopes,
-        query_start=query_start,
         key_mask=key_mask,
         query_positions=torch.tensor(i),
         key_positions=torch.tensor(j),
     )
     p = dense_pattern(s, spec.sinks).numpy()
-    ok = visible(n_q, n_k, causal=spec.causal, window=spec.window, query_start=query_start, key_mask=key_mask).numpy()
+    ok = visible(n_q, n_k, **rules, key_mask=key_mask).numpy()
     s = s.numpy()
     seen = ok.any(1)
     delta = i[:, None] - j[None, :]
@@ -56,7 +58,8 @@ def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=
     out["local_mass"] = (p * (np.abs(delta) < 64)).sum(-1)
     out["max_prob"] = p.max(-1)
     real = np.arange(n_k) if key_mask is None else np.nonzero(key_mask.numpy())[0]
-    out["sink_mass"] = np.stack([p[:, :, real[:m]].sum(-1) for m in (1, 4)], -1)
+    each = [real[(real >= a) & (real < b)] for a, b in zip(documents, [*documents[1:], n_k], strict=True)]
+    out["sink_mass"] = np.stack([sum(p[:, :, own[:m]].sum(-1) for own in each) for m in (1, 4)], -1)
     for name in out:
         out[name] = np.where(seen[:, None] if name == "sink_mass" else seen, out[name], np.nan)
     out["received"], out["received_max"] = p.sum(1), p.max(1)

@@ -99,7 +99,7 @@ def layer_bound(
         distance: give the bound at each of these distances.
     """
     cfg, steps = cap.cfg if cfg is None else cfg, cap.steps(layer) if steps is None else steps
-    constants, n = cap.constants(layer), len(cap.positions)
+    constants, n = cap.constants(layer), cap.longest
     spec = constants.spec if spec is None else spec
     known = not _unknown(cap, layer, cfg, steps)
     normed, turned, clipped = (known and step in steps for step in ("norm", "rope", "clip"))

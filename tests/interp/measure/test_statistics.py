@@ -54,6 +54,8 @@ def problems(draw):
     elif padding == "holes":
         kwargs["key_mask"] = torch.rand(n_k, generator=generator) > 0.3
         kwargs["key_mask"][0] = True
+    if draw(st.booleans()):
+        kwargs["documents"] = sorted({0, *draw(st.lists(st.integers(0, n_k - 1), max_size=5))})
     layout = draw(st.sampled_from(["default", "default", "shifted", "gaps", "packed"]))
     base = torch.arange(n_k)
     positions = {
@@ -96,6 +98,38 @@ def test_block_size_does_not_matter(problem):
         if name in ("argmax_key", "score_count", "positional_r2", "score_m2"):
             continue
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5 * scale, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", ["portable", "fused"])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 9), (False, None), (False, 5)])
+def test_packed_documents_are_measured_as_each_alone(backend, causal, window):
+    torch.manual_seed(2)
+    n, starts = 301, [0, 1, 130, 200, 203]
+    q, k, v = torch.randn(n, 6, 16), torch.randn(n, 2, 16), torch.randn(n, 2, 16)
+    spec = AttentionSpec(scale=0.5, causal=causal, window=window, sinks=torch.randn(6))
+    ds = attention_statistics(q, k, spec, v=v, documents=torch.tensor(starts), backend=backend)
+    alone = [
+        attention_statistics(q[a:b], k[a:b], spec, v=v[a:b], backend=backend)
+        for a, b in zip(starts, [*starts[1:], n], strict=True)
+    ]
+    for name in (name for name in ds.data_vars if "query" in ds[name].dims or "key" in ds[name].dims):
+        axis = ds[name].dims.index("query" if "query" in ds[name].dims else "key")
+        parts = [
+            one[name].values + (start if name == "argmax_key" else 0) for start, one in zip(starts, alone, strict=True)
+        ]
+        np.testing.assert_allclose(ds[name].values, np.concatenate(parts, axis), rtol=1e-5, atol=1e-6, err_msg=name)
+    for name in ("count", "attention", "attention_value"):
+        want = sum(one[name].reindex(distance=ds.distance, fill_value=0) for one in alone)
+        np.testing.assert_allclose(ds[name], want.transpose(*ds[name].dims), rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(ds.score_count, sum(one.score_count for one in alone))
+    assert ds.backend == backend
+
+
+@pytest.mark.parametrize("documents", [[], [1, 5], [0, 5, 3], [0, 9], [0, 2.5], "0", 3])
+def test_documents_that_are_none_are_refused(documents):
+    q = torch.zeros(9, 1, 4)
+    with pytest.raises(InputError, match=r"^documents="):
+        attention_statistics(q, q, AttentionSpec(scale=1.0), documents=documents)
 
 
 def test_scores_of_several_hundred():
