@@ -20,7 +20,6 @@ nothing: its pattern and its z are zeros, in low precision too. Where a model ha
 softmax as before. The hooks keep no state and are differentiable; without gradients they edit their tensor in place.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooks.checks import shown
 from hooks.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def distance_temperature(
         InputError: at run time, temperatures of another shape, not finite or not above 0.
     """
     if not callable(temperature):
-        raise ConfigError(f"temperature is {temperature!r}: give a function of a tensor of distances")
+        raise ConfigError(f"temperature is {shown(temperature)}: give a function of a tensor of distances")
 
     def divide(scores: Tensor, i: Tensor, j: Tensor) -> None:
         distance = (i - j).abs_().to(torch.promote_types(scores.dtype, torch.float32))
@@ -302,30 +302,33 @@ def _check_temperature(by: object, distance: Tensor) -> None:
 
 def _whole(name: str, value: object, least: int) -> int:
     """An integer that is at least so large."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}: give an integer ≥ {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+        raise ConfigError(f"{name} is {shown(value)}: give an integer ≥ {least}")
     return value
 
 
 def _finite(name: str, value: float) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}: give a finite number")
+    most = torch.finfo(torch.float32).max
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
+        raise ConfigError(f"{name} is {shown(value)}: give a finite number, as far as float32 reaches")
     return float(value)
 
 
 def _positions(name: str, values: Iterable[int] | Tensor) -> Tensor:
     """A set of integers ≥ 0 as a tensor."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ConfigError(f"{name} is {values!r}: give a sequence of integers ≥ 0")
+    array = isinstance(values, Tensor) or not hasattr(values, "shape") or len(values.shape) == 1
+    if isinstance(values, str) or not isinstance(values, Iterable) or not array:
+        raise ConfigError(f"{name} is {shown(values)}: give a sequence of integers ≥ 0")
     listed = values if isinstance(values, Tensor) else list(values)
     if not isinstance(listed, Tensor):
         for value in listed:
             _whole(f"{name} holds a value that", value, 0)
         listed = torch.tensor(listed, dtype=torch.long)
     if listed.ndim != 1 or not len(listed) or listed.dtype not in _INTEGERS or bool((listed < 0).any()):
-        raise ConfigError(f"{name} is {values!r}: give at least one integer ≥ 0, and nothing else")
+        raise ConfigError(f"{name} is {shown(values)}: give at least one integer ≥ 0, and nothing else")
     return listed.long()
 
 
+_LARGEST = 2**53
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -136,6 +136,7 @@ def capture(
         >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
+    force = checks.flag("force", force)
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, positions)
     if path is None:
         return _front(capture_in_memory(plan))
@@ -196,7 +197,7 @@ def resume(
         CaptureBusyError: another process is writing it.
         OutputError: it cannot be written.
     """
-    directory = checks.path("path", path, error=CaptureError)
+    directory, force = checks.path("path", path, error=CaptureError), checks.flag("force", force)
     manifest = read_manifest(directory)
     if model is not None:
         check_model(model)

@@ -51,7 +51,8 @@ def _encodes(text: str) -> bool:
 
 def _listed(tokens: Any) -> Any:
     """Ids that may come as any iterable, as something that a tensor is made of."""
-    return list(tokens) if isinstance(tokens, Iterable) and not isinstance(tokens, Tensor | str | bytes) else tokens
+    plain = isinstance(tokens, Iterable) and not isinstance(tokens, str | bytes) and not hasattr(tokens, "shape")
+    return list(tokens) if plain else tokens
 
 
 class TokenizingMixin:
@@ -72,6 +73,8 @@ class TokenizingMixin:
             raise TokenizerError(
                 "this model has no tokenizer, so it takes token ids; set model.tokenizer, or pass a tensor"
             )
+        if not callable(self.tokenizer) or not callable(getattr(self.tokenizer, "decode", None)):
+            raise TokenizerError(f"model.tokenizer={shown(self.tokenizer)} is no tokenizer of transformers")
         return self.tokenizer
 
     def to_tokens(

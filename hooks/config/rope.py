@@ -5,12 +5,12 @@ Field names and their defaults are transformers' (``modeling_rope_utils.py``, 5.
 """
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from hooks.checks import shown
+from hooks.checks import instance, shown
 from hooks.config.rope_spellings import LayerSettings, Reading, rope_readings
 from hooks.errors import ConfigError
 
@@ -288,7 +288,10 @@ class RopeConfig:
         Raises:
             ConfigError: A setting is missing, unknown, contradictory or cannot be expressed.
         """
-        readings = [_built(cls, reading) for reading in rope_readings(config)]
+        readings = [
+            _built(cls, reading)
+            for reading in rope_readings(instance("config", config, Mapping, "a parsed config.json", error=ConfigError))
+        ]
         if len(readings) == 2 and readings[0] != readings[1]:
             raise ConfigError(
                 f"rope_scaling says {readings[0]!r} and rope_parameters {readings[1]!r}; remove one of them"
@@ -307,7 +310,9 @@ class RopeConfig:
             ConfigError: A key is not a field.
         """
         known = [f.name for f in dataclasses.fields(cls)]
-        for name in settings:
+        for name in instance(
+            "settings", settings, Mapping, "a mapping of fields, as to_dict gives it", error=ConfigError
+        ):
             if name not in known:
                 raise ConfigError(f"{name!r} is not a field of {cls.__name__}; its fields are {', '.join(known)}")
         return cls(**settings)
@@ -325,4 +330,6 @@ def _built(schedule: type[RopeConfig], reading: Reading) -> "RopeConfig | dict[s
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a finite int or float (and not a bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max

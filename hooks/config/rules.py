@@ -1,10 +1,10 @@
 """The rules that the settings of a HookedTransformerConfig keep, alone and together."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from hooks.checks import shown
+from hooks.checks import number, shown
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
 from hooks.errors import ConfigError
@@ -120,11 +120,11 @@ def check_each(settings: Mapping[str, Any]) -> None:
         off = isinstance(settings[name], int | float) and settings[name] == -1
         if not off and not _is_positive(settings[name]):
             raise ConfigError(f"{name}={shown(settings[name])} must be a finite number above 0, or -1.0 for none")
-    std = settings["initializer_range"]
-    if isinstance(std, bool) or not isinstance(std, int | float) or not math.isfinite(std):
-        raise ConfigError(f"initializer_range={shown(std)} must be a finite number")
+    if number("initializer_range", settings["initializer_range"], error=ConfigError) != -1:  # −1 is GPT-2's
+        number("initializer_range", settings["initializer_range"], at_least=0, error=ConfigError)
     for name in ("layer_types", "nope_layers", "alibi_slopes"):
-        if settings[name] is not None and not isinstance(settings[name], list | tuple | range):
+        unset = settings[name] is None and name != "nope_layers"
+        if not unset and not isinstance(settings[name], list | tuple | range):
             raise ConfigError(f"{name}={shown(settings[name])} must be a list or a tuple")
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in settings["nope_layers"] or ()):
         raise ConfigError(f"nope_layers={shown(settings['nope_layers'])} must be whole numbers")
@@ -137,7 +137,7 @@ def check_each(settings: Mapping[str, Any]) -> None:
 
 def _is_positive(value: Any) -> bool:
     """Whether a value is a finite number above 0."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def check_together(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

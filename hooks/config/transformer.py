@@ -16,10 +16,11 @@ from typing import Any, Literal, NoReturn, Self
 import torch
 from transformer_lens.config import TransformerBridgeConfig, TransformerLensConfig
 
-from hooks.checks import instance, shown, whole
+from hooks.checks import instance, whole
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.comparing import differing_settings
 from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags
+from hooks.config.placing import computing_dtype, device_name
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
 from hooks.config.rules import LAYER_TYPES, check_each, check_together, refuse
@@ -375,14 +376,8 @@ def _normalise(settings: dict[str, Any]) -> None:
     if isinstance(settings["rope"], Mapping):
         settings["rope"] = LayerRopes(settings["rope"])
     settings["provenance"] = dict(settings["provenance"] or {})
-    settings["dtype"] = _dtype(settings["dtype"])
+    settings["dtype"] = computing_dtype(settings["dtype"])
     if settings["device"] is not None:
-        settings["device"] = str(settings["device"])
-
-
-def _dtype(value: Any) -> torch.dtype:
-    """A torch dtype from itself or its name."""
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype={shown(value)} is not a torch dtype; use torch.float32, 'float32', 'bfloat16', …")
-    return found
+        settings["device"] = device_name(settings["device"])
+    if settings["seed"] is not None:
+        settings["seed"] = whole("seed", settings["seed"], at_least=-(2**63), at_most=2**63 - 1, error=ConfigError)

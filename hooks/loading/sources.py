@@ -118,7 +118,7 @@ def _place(source: str | Path) -> Path:
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A floating torch dtype, by itself or by name."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype is not None and found not in FLOATING:
+    if dtype is not None and not (isinstance(found, torch.dtype) and found in FLOATING):
         raise ConfigError(
             f"dtype={checks.shown(dtype)} is no type to compute in; use float32, bfloat16, float16 or float64"
         )
@@ -130,9 +130,9 @@ def _device(device: torch.device | str | None) -> torch.device | str | None:
     try:
         if device is not None:
             torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"device={device!r} does not work here ({reason}); use cpu, or None") from error
+        raise ConfigError(f"device={checks.shown(device)} does not work here ({reason}); use cpu, or None") from error
     return device
 
 
@@ -292,8 +292,8 @@ def _from_hub(hub_id: str, **options: Any) -> Checkpoint:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnknownModelError(
-            f"cannot fetch {hub_id!r} from the Hub ({reason}); check the id and the network, log in if it is gated, or "
-            f"pass a local directory or one of {', '.join(KNOWN_MODELS)}"
+            f"cannot fetch {checks.shown(hub_id)} from the Hub ({reason[:300]}); check the id and the network, log in "
+            f"if it is gated, or pass a local directory or one of {', '.join(KNOWN_MODELS)}"
         ) from error
     return _from_directory(Path(directory), hub_id, **options)
 

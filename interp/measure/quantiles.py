@@ -26,7 +26,7 @@ def score_quantile(ds: xr.Dataset, q: float | Sequence[float]) -> xr.DataArray:
     Raises:
         InputError: a level outside 0 … 1, or a Dataset without the histogram.
     """
-    levels = np.array([checks.share("q", level) for level in np.atleast_1d(np.asarray(q, dtype=object))])
+    levels = np.array(checks.numbers("q", q, at_least=0, at_most=1))
     if not isinstance(ds, xr.Dataset) or "score_count" not in ds:
         raise InputError('there is no score_count to read quantiles from: measure with "scores" among the groups.')
     left, right = ds["score_bin_left"].values, ds["score_bin_right"].values

@@ -15,7 +15,14 @@ from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
 from hooks.functional.float64 import float64_device
 from interp.common.progress import counted
-from interp.measure.arguments import check_tensors, checked_documents, checked_mask, checked_positions, checked_start
+from interp.measure.arguments import (
+    check_progress,
+    check_tensors,
+    checked_documents,
+    checked_mask,
+    checked_positions,
+    checked_start,
+)
 from interp.measure.block_height import block_height
 from interp.measure.dataset import Measured, build_dataset
 from interp.measure.portable import BUFFERS, run_portable
@@ -102,6 +109,7 @@ def attention_statistics(
     backend = checks.choice("backend", backend, get_args(Backend))
     map_size = checks.whole("map_size", map_size, at_least=1)
     memory_budget = checks.whole("memory_budget", memory_budget, at_least=1)
+    check_progress(progress)
     check_tensors(q, k, v, w_o, spec)
     start = checked_start(query_start, q, k, spec)
     device = float64_device(q.device)

@@ -19,10 +19,12 @@ from interp.plots.base import (
     with_heads,
 )
 from interp.plots.curves import add_curves, along_distance, key_to_colours
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 from interp.plots.loss import add_losses
 
 
+@drawn
 def attention_by_distance(
     binned: xr.Dataset,
     *,
@@ -48,6 +50,7 @@ def attention_by_distance(
     return finish(figure, title, 400, caption(figure, binned))
 
 
+@drawn
 def attention_by_variant(
     binned: xr.Dataset,
     *,
@@ -91,6 +94,7 @@ def attention_by_variant(
     return finish(figure, title, 420 if loss is None else 680, caption(figure, binned))
 
 
+@drawn
 def attention_share_by_head(
     binned: xr.Dataset,
     *,

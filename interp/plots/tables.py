@@ -11,8 +11,10 @@ import xarray as xr
 from interp.common.words import head_name, token_text, visible_text
 from interp.plots import theme
 from interp.plots.base import finish, heads_of, with_heads
+from interp.plots.given import drawn
 
 
+@drawn
 def head_table(summary: xr.Dataset, *, title: str = "Heads") -> go.Figure:
     """The same numbers as a table: a row per head, a column per variable over (layer, head)."""
     summary = with_heads(summary)
@@ -25,6 +27,7 @@ def head_table(summary: xr.Dataset, *, title: str = "Heads") -> go.Figure:
     return _table({"head": heads, **columns}, title)
 
 
+@drawn
 def ranking(ranks: xr.Dataset, *, title: str | None = None) -> go.Figure:
     """A row per rank: the heads of each kind, those that changed most, or the keys that a query attends to.
 

@@ -196,7 +196,9 @@ def _spec_of(spec: SpecChoice, layer: int, own: Any) -> AttentionSpec:
         return spec
     if spec is None and own is not None:
         return own.attention_spec(layer)
-    if spec is None or layer not in spec:
+    if not isinstance(spec, Mapping | None) or (spec and not isinstance(spec.get(layer), AttentionSpec | None)):
+        raise InputError(f"spec={shown(spec)}: give an AttentionSpec, or a mapping from layer to AttentionSpec")
+    if spec is None or spec.get(layer) is None:
         raise InputError(
             f"no AttentionSpec for layer {layer}: a cache does not say scale, window and soft-cap; give "
             "spec=AttentionSpec(scale=…) for all layers, or a mapping from layer to spec"

@@ -191,7 +191,7 @@ def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | N
 def _stage_names(stages: str | Iterable[str]) -> tuple[str, ...]:
     """Stages, one or several, as a tuple; whether there are such stages is not asked."""
     several = (stages,) if isinstance(stages, str) else stages
-    if not isinstance(several, Iterable) or isinstance(several, bytes | dict):
+    if not isinstance(several, Iterable) or isinstance(several, bytes | dict) or hasattr(several, "shape"):
         raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
     named = tuple(several)
     if not all(isinstance(stage, str) for stage in named):

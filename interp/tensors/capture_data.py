@@ -229,7 +229,8 @@ class CaptureData:
 
     def _layer(self, layer: int) -> HeldLayer:
         """The layer's tensors, or a StageError that says which layers there are."""
-        if checks.whole("layer", layer, error=StageError) not in self._layers:
+        layer = checks.whole("layer", layer, error=StageError)
+        if layer not in self._layers:
             raise StageError(f"layer {layer!r} is not in this capture; it holds {number_ranges(self.layers)}")
         return self._layers[layer]
 

@@ -9,7 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks import AttentionSpec, HookedTransformerConfig
+from hooks import AttentionSpec, HookedTransformerConfig, checks
 from hooks.errors import InputError, TextError
 from interp.analyses.scores.bound import score_bound
 from interp.analyses.scores.schema import BOUND_BY_DISTANCE
@@ -56,6 +56,7 @@ def bound_by_distance(
         )
     stats = cap.statistics(chosen)
     if distances is not None:
+        distances = checks.wholes("distances", distances)
         absent = np.setdiff1d(distances, stats["distance"].values)
         if absent.size:
             raise InputError(f"distance {absent[0]} does not occur: they go up to {int(stats['distance'].max())} here")
