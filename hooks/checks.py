@@ -167,6 +167,7 @@ def shown(value: Any) -> str:
         text = repr(value)
     except Exception:  # somebody else's repr must not hide the error that is to be raised
         text = f"a {type(value).__name__}"
+    text = " ".join(line.strip() for line in text.splitlines())  # an error is one line
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 

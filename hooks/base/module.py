@@ -286,12 +286,16 @@ def _window(pos_slice: Any) -> Slice:
     array = isinstance(pos_slice, Tensor | np.ndarray)
     one_axis = array and pos_slice.ndim == 1 and getattr(pos_slice, "layout", None) in (None, torch.strided)
     given = list(pos_slice) if isinstance(pos_slice, list | tuple) or one_axis else [pos_slice]
+    given = [pos_slice.start, pos_slice.stop, pos_slice.step] if isinstance(pos_slice, slice) else given
     try:
-        ends = [each for each in given if not isinstance(each, Slice | slice)]
-        ends += [end for each in given if isinstance(each, slice) for end in (each.start, each.stop, each.step)]
+        ends = [] if isinstance(pos_slice, Slice) else given
         ends = [end for end in ends if end is not None or isinstance(pos_slice, list)]
         wholes("pos_slice", ends, at_least=-(2**53), at_most=2**53)
-        return Slice.unwrap(pos_slice)
+        window = Slice.unwrap(pos_slice)
+        step = getattr(window.slice, "step", None)
+        if step is not None:
+            whole("pos_slice", step, at_least=1)
+        return window
     except (TypeError, ValueError, AssertionError, NotImplementedError, InputError) as error:
         raise InputError(
             f"pos_slice={shown(pos_slice)}: give one position, a tuple such as (start, stop), or a list of positions"

@@ -76,7 +76,10 @@ def _positions(cache: ActivationCache, given: Any) -> Int[Tensor, " pos"] | None
     given = getattr(cache, "position_ids", None) if given is None else given
     if given is None:
         return None
-    size = given.numel() if isinstance(given, Tensor) else np.size(given)
+    try:
+        size = given.numel() if isinstance(given, Tensor) else np.size(given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"positions={shown(given)}: give one position a token") from error
     found = token_positions(given, torch.empty(1, size), None, name="positions")[0]
     check_counted(found)
     return found

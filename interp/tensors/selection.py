@@ -72,10 +72,8 @@ def _index(choice: Choice, size: int, what: str) -> slice | list[int]:
         return slice(None)
     if isinstance(choice, slice):
         ends = [end for end in (choice.start, choice.stop, choice.step) if end is not None]
-        if (
-            any(isinstance(end, bool) or not isinstance(end, int | np.integer) for end in ends)
-            or (choice.step or 1) < 0
-        ):
+        whole = all(isinstance(end, int | np.integer) and not isinstance(end, bool) for end in ends)
+        if not whole or (choice.step is not None and choice.step < 1):
             raise PositionError(f"{what}s {checks.shown(choice)}: give a slice of whole numbers, with a step above 0")
         return choice
     chosen = _indices(choice)

@@ -156,16 +156,19 @@ def _captures(made, cap, directory):
         "model": made,
         "text_or_tokens": ids,
         "path": None,
-        "n_tokens": 8,
+        "n_tokens": 12,
         "stages": ("pre_norm",),
         "layers": None,
     }
     return {
-        "capture": (interp.capture, capture | {"loss": True, "force": False}),
+        "capture": (interp.capture, capture | {"loss": True, "force": False, "positions": torch.arange(12)}),
         "capture to disk": (interp.capture, capture | {"path": directory / "again.capture"}),
         "open_capture": (interp.open_capture, {"path": directory / "kept.capture"}),
         "resume": (interp.resume, {"path": directory / "kept.capture", "model": made, "force": False}),
-        "Capture.from_cache": (interp.Capture.from_cache, {"cache": cache, "spec": None, "tokens": ids}),
+        "Capture.from_cache": (
+            interp.Capture.from_cache,
+            {"cache": cache, "spec": None, "tokens": ids, "positions": torch.arange(12)},
+        ),
         "cap.q": (cap.q, {"layer": 0, "stage": "final", "positions": 3, "heads": 1}),
         "cap.k": (cap.k, {"layer": 0, "stage": "pre_rope", "positions": slice(2, 5), "heads": [0]}),
         "cap.v": (cap.v, {"layer": 1, "positions": [1, 2], "heads": None}),
@@ -188,7 +191,7 @@ def _analyses(made, cap, other):
         **{"q": q, "k": k, "spec": AttentionSpec(scale=0.25), "v": v, "w_o": torch.ones(4, 16, 8), "groups": "rows"},
         **{"queries": None, "map_size": 4, "query_start": 0, "key_mask": torch.ones(9, dtype=torch.bool)},
         **{"query_positions": torch.arange(9), "key_positions": torch.arange(9), "memory_budget": 2**20},
-        **{"progress": None, "backend": "auto"},
+        **{"progress": None, "backend": "auto", "documents": torch.tensor([0, 4])},
     }
     bound = {
         **{"qk_norm": QKNormConfig(eps=1e-6), "rope": RopeConfig(rope_theta=1e4), "gain_q": torch.ones(16)},

@@ -35,6 +35,7 @@ HOSTILE = {
     "range(2)": lambda: range(2),
     "slice(0, 2)": lambda: slice(0, 2),
     "slice(None, None, -1)": lambda: slice(None, None, -1),
+    "slice(0, 5, 0)": lambda: slice(0, 5, 0),
     "slice(1.5)": lambda: slice(1.5),
     "slice('a', None)": lambda: slice("a", None),
     "...": lambda: ...,
