@@ -163,6 +163,7 @@ def _captures(made, cap, directory):
     return {
         "capture": (interp.capture, capture | {"loss": True, "force": False, "positions": torch.arange(12)}),
         "capture to disk": (interp.capture, capture | {"path": directory / "again.capture"}),
+        "capture of a text": (interp.capture, capture | {"text_or_tokens": "the cat sat", "prepend_bos": True}),
         "open_capture": (interp.open_capture, {"path": directory / "kept.capture"}),
         "resume": (interp.resume, {"path": directory / "kept.capture", "model": made, "force": False}),
         "Capture.from_cache": (
