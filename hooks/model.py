@@ -12,12 +12,21 @@ from transformers.cache_utils import Cache
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
-from hooks.base.inputs import check_predicts, packed_documents, padding_mask, predicted_tokens, token_positions
+from hooks.base.inputs import (
+    check_predicts,
+    check_resid,
+    looked_up,
+    packed_documents,
+    padding_mask,
+    predicted_tokens,
+    token_positions,
+)
 from hooks.base.layers import layer_run, residual_stream
 from hooks.base.lens_surface import LensMixin
 from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll, within_documents
 from hooks.base.module import NamedHooksModule
 from hooks.base.registry import HookRegistry
+from hooks.checks import flag, instance, shown, whole
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope_inherited import inherited_rope
@@ -58,6 +67,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
 
     def __init__(self, cfg: HookedTransformerConfig, tokenizer: Any = None, *, _empty: bool = False):
         super().__init__()
+        instance("cfg", cfg, HookedTransformerConfig, "a HookedTransformerConfig", error=ConfigError)
         if cfg.d_vocab < 1:
             raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
@@ -237,7 +247,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
         self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream before the first block; only attached models may have one that positions are part of."""
-        embedded = self.embed(tokens)
+        embedded = looked_up(self.embed, tokens)
         if self.cfg.embed_scale is not None:
             # transformers scales by a tensor of the embedding's dtype: in bfloat16 the factor itself is rounded.
             embedded = embedded * torch.tensor(self.cfg.embed_scale, dtype=embedded.dtype, device=embedded.device)
@@ -262,6 +272,10 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
             past: what stands in front of the tokens; positions count on from there.
         """
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+            raise InputError(f"tokens={shown(tokens)}: give token ids [batch, pos], whose shape counts")
+        if rope_length is not None:
+            rope_length = whole("rope_length", rope_length, at_least=1)
         key_mask, documents = padding_mask(attention_mask, tokens), None
         if past is not None:
             positions = past.following(tokens, position_ids, key_mask)
@@ -315,6 +329,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
             InputError: token ids, positions, mask, past or layers do not fit the model.
         """
         check_return_type(return_type)
+        loss_per_token = flag("loss_per_token", loss_per_token)
         layers = layer_run(self.cfg.n_layers, start_at_layer, stop_at_layer, return_type=return_type, past=past)
         if start_at_layer is None:
             ids, resid = self._check_tokens(tokens), None
@@ -370,13 +385,16 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
 
     def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a residual stream: final norm, unembedding, scale and soft-cap."""
-        return self._logits(self.ln_final(resid))
+        return self._logits(self.ln_final(check_resid("resid", resid, self.cfg.d_model, self.dtype)))
 
     def residual_loss(
         self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos-1"]:
         """Loss per predicted token in nats, from the residual stream after the last block."""
-        return self._nll(self.ln_final(resid), tokens)
+        ids = self._check_tokens(tokens)
+        if check_resid("resid", resid, self.cfg.d_model, self.dtype).shape[:-1] != ids.shape:
+            raise InputError(f"resid {tuple(resid.shape)} is not of tokens {tuple(ids.shape)}: one vector each")
+        return self._nll(self.ln_final(resid), ids)
 
     def _nll(self, normalized: Tensor, tokens: Tensor) -> Float[Tensor, "batch pos-1"]:
         """−log p of each next token, from the final norm's output."""
@@ -395,5 +413,6 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer turns q and k into a pattern, its learned sinks included."""
+        self.cfg.layer_type(layer)  # which says of a layer that is not there which there are
         with self.resident(layer, ("attn.sinks",)):
             return cast(Block, self.blocks[layer]).attn.spec

@@ -13,13 +13,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hooks import AttentionSpec, HookedTransformer
+from hooks import AttentionSpec, HookedTransformer, checks
 from hooks.attached.transformer import AttachedTransformer
-from hooks.errors import CaptureWarning, InputError
+from hooks.errors import CaptureError, CaptureWarning, InputError
 from interp.analyses.patterns.windows import PatternView, top_keys
 from interp.recording.from_cache import data_of_cache
 from interp.recording.in_memory import capture_in_memory
-from interp.recording.plan import DEFAULT_STAGES, plan_capture
+from interp.recording.plan import DEFAULT_STAGES, check_model, plan_capture
 from interp.reporting.page import report
 from interp.storage.manifest import read_manifest
 from interp.storage.reading import read_data
@@ -164,6 +164,7 @@ def capture(
         >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
+    force = checks.flag("force", force)
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
     if path is None:
         return _front(capture_in_memory(plan))
@@ -189,7 +190,7 @@ def open_capture(path: str | Path) -> Capture:
         >>> cap.q(3, "pre_rope", positions=slice(0, 100)).shape
         torch.Size([100, 4, 256])
     """
-    directory = Path(path)
+    directory = checks.path("path", path, error=CaptureError)
     manifest = read_manifest(directory)
     if not manifest.is_complete:
         warnings.warn(
@@ -224,8 +225,10 @@ def resume(
         CaptureBusyError: another process is writing it.
         OutputError: it cannot be written.
     """
-    directory = Path(path)
+    directory, force = checks.path("path", path, error=CaptureError), checks.flag("force", force)
     manifest = read_manifest(directory)
+    if model is not None:
+        check_model(model)
     if manifest.is_complete and model is None:
         tidy(directory)
         return read_capture(directory)

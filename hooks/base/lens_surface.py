@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooks.base.bridge_members import BridgeMembers
+from hooks.base.inputs import any_ids
 from hooks.base.registry import NO_ATTN_IN
-from hooks.checks import flag
+from hooks.checks import flag, whole
 from hooks.errors import InputError
 from hooks.modules.norms import Norm
 from hooks.modules.weight_views import present
@@ -53,8 +54,9 @@ class LensMixin(BridgeMembers):
 
     def _token_ids(self, tokens: Tokens) -> Int[Tensor, "*batch_pos"]:
         """Ids on the model's device; one id has no axes, as in TransformerLens."""
-        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
-        ids = torch.as_tensor(ids, device=present(self.unembed.weight).device)
+        given = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        weight = present(self.unembed.weight)
+        ids = any_ids(given, weight.shape[0], weight.device)
         return ids.reshape(()) if ids.numel() == 1 else ids
 
     def accumulated_bias(
@@ -70,6 +72,9 @@ class LensMixin(BridgeMembers):
         Raises:
             InputError: an output bias passes a post-norm, so that it is no constant.
         """
+        layer = whole("layer", layer, at_least=0, at_most=self.cfg.n_layers)
+        mlp_input = flag("mlp_input", mlp_input) and layer < self.cfg.n_layers
+        include_mlp_biases = flag("include_mlp_biases", include_mlp_biases)
         total = present(self.unembed.weight).new_zeros(self.cfg.d_model)
         with_own_attention = mlp_input and not self.cfg.parallel_attn_mlp
         for index in range(layer + with_own_attention):

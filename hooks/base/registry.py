@@ -13,6 +13,7 @@ from typing import Literal
 
 from transformer_lens.utilities.components_utils import get_act_name
 
+from hooks.checks import shown
 from hooks.config.steps import STEP_OUTPUT, attention_steps
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import HookNameError
@@ -217,7 +218,7 @@ class HookRegistry:
             HookNameError: nothing matches; the message has near matches or says which step the model lacks.
         """
         if not (callable(selector) or isinstance(selector, str)):
-            raise HookNameError(f"{selector!r} is no hook name: give a name, an alias, a glob or a predicate")
+            raise HookNameError(f"{shown(selector)} is no hook name: give a name, an alias, a glob or a predicate")
         if callable(selector):
             accepted = {self._canonical[name] for name in self._canonical if selector(name)}
         elif any(c in selector for c in "*?["):

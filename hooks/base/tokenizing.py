@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooks.base.inputs import token_ids
-from hooks.checks import choice, shown
+from hooks.base.inputs import any_ids, token_ids
+from hooks.checks import choice, flag, shown
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import InputError, TokenizerError, TokenizerWarning
+
+_CPU = torch.device("cpu")
 
 
 def _token_ids(tokenizer: Any, text: str, prepend_bos: bool | None) -> list[int]:
@@ -38,6 +40,21 @@ def _leading(ids: list[int], token: int) -> int:
     return next((i for i, each in enumerate(ids) if each != token), len(ids))
 
 
+def _encodes(text: str) -> bool:
+    """Whether a text is one: half a surrogate pair is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _listed(tokens: Any) -> Any:
+    """Ids that may come as any iterable, as something that a tensor is made of."""
+    plain = isinstance(tokens, Iterable) and not isinstance(tokens, str | bytes) and not hasattr(tokens, "shape")
+    return list(tokens) if plain else tokens
+
+
 class TokenizingMixin:
     """`to_tokens`, `to_string` and `to_str_tokens` for a model that has a ``tokenizer`` (transformers' kind)."""
 
@@ -56,6 +73,8 @@ class TokenizingMixin:
             raise TokenizerError(
                 "this model has no tokenizer, so it takes token ids; set model.tokenizer, or pass a tensor"
             )
+        if not callable(self.tokenizer) or not callable(getattr(self.tokenizer, "decode", None)):
+            raise TokenizerError(f"model.tokenizer={shown(self.tokenizer)} is no tokenizer of transformers")
         return self.tokenizer
 
     def to_tokens(
@@ -75,7 +94,10 @@ class TokenizingMixin:
         if isinstance(text, Tensor):
             return self._check_tokens(text)
         tokenizer = self._require_tokenizer()
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else [None]
+        if not texts or any(not isinstance(each, str) or not _encodes(each) for each in texts):
+            raise InputError(f"text={shown(text)}: give a text, several in a list, or a tensor of token ids")
+        prepend_bos = None if prepend_bos is None else flag("prepend_bos", prepend_bos)
         if prepend_bos is None and self.cfg.default_prepend_bos != self.cfg.tokenizer_prepends_bos:
             prepend_bos = self.cfg.default_prepend_bos
         if prepend_bos and tokenizer.bos_token_id is None:
@@ -91,7 +113,7 @@ class TokenizingMixin:
     def to_string(self, tokens: Int[Tensor, "*batch pos"] | Iterable[int] | int) -> str | list[str]:
         """The text of token ids: a string, or a list of strings for a batch."""
         tokenizer = self._require_tokenizer()
-        ids = torch.as_tensor(tokens)
+        ids = any_ids(_listed(tokens), self.cfg.d_vocab, _CPU)
         if ids.ndim > 1:
             return [str(self.to_string(row)) for row in ids]
         return tokenizer.decode(ids.reshape(-1).tolist(), clean_up_tokenization_spaces=False)
@@ -101,7 +123,9 @@ class TokenizingMixin:
     ) -> list[str]:
         """Each token as its own string (bytes that are no whole character show as the replacement character)."""
         tokenizer = self._require_tokenizer()
-        ids = self.to_tokens(tokens, prepend_bos) if isinstance(tokens, str) else torch.as_tensor(tokens)
+        prepend_bos = None if prepend_bos is None else flag("prepend_bos", prepend_bos)
+        text = isinstance(tokens, str)
+        ids = self.to_tokens(tokens, prepend_bos) if text else any_ids(_listed(tokens), self.cfg.d_vocab, _CPU)
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
         if ids.ndim > 1:

@@ -16,9 +16,11 @@ from typing import Any, Literal, NoReturn, Self
 import torch
 from transformer_lens.config import TransformerBridgeConfig, TransformerLensConfig
 
+from hooks.checks import instance, whole
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.comparing import differing_settings
 from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags, said_elsewhere
+from hooks.config.placing import computing_dtype, device_name
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
 from hooks.config.rules import LAYER_TYPES, check_each, check_together
@@ -277,7 +279,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
 
     def _check_layer(self, layer: int) -> None:
         """Raise for a layer that is not there."""
-        if not 0 <= layer < self.n_layers:
+        if whole("layer", layer, error=ConfigError) not in range(self.n_layers):
             raise ConfigError(f"layer {layer} does not exist; this model has layers 0 to {self.n_layers - 1}")
 
     def __eq__(self, other: object) -> bool:
@@ -313,7 +315,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         Raises:
             ConfigError: A key is unknown or a value is wrong.
         """
-        settings = dict(config_dict)
+        settings = dict(instance("config_dict", config_dict, Mapping, "what to_dict gave", error=ConfigError))
         rope, qk_norm = settings.get("rope"), settings.get("qk_norm")
         if isinstance(rope, Mapping):
             settings["rope"] = _rope_from_dict(rope)
@@ -382,14 +384,8 @@ def _normalise(settings: dict[str, Any]) -> None:
     if isinstance(settings["rope"], Mapping):
         settings["rope"] = LayerRopes(settings["rope"])
     settings["provenance"] = dict(settings["provenance"] or {})
-    settings["dtype"] = _dtype(settings["dtype"])
+    settings["dtype"] = computing_dtype(settings["dtype"])
     if settings["device"] is not None:
-        settings["device"] = str(settings["device"])
-
-
-def _dtype(value: Any) -> torch.dtype:
-    """A torch dtype from itself or its name."""
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype={value!r} is not a torch dtype; use torch.float32, 'float32', 'bfloat16', …")
-    return found
+        settings["device"] = device_name(settings["device"])
+    if settings["seed"] is not None:
+        settings["seed"] = whole("seed", settings["seed"], at_least=-(2**63), at_most=2**63 - 1, error=ConfigError)

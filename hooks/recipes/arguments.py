@@ -1,6 +1,5 @@
 """What recipes are given: numbers, and sets of positions and heads, checked where they come in."""
 
-import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
@@ -11,34 +10,37 @@ from torch import Tensor
 from hooks.checks import shown
 from hooks.errors import ConfigError
 
+_LARGEST = 2**53
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def whole(name: str, value: object, least: int) -> int:
     """An integer that is at least so large."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}: give an integer ≥ {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+        raise ConfigError(f"{name} is {shown(value)}: give an integer ≥ {least}")
     return value
 
 
 def finite(name: str, value: float) -> float:
     """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}: give a finite number")
+    most = torch.finfo(torch.float32).max
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
+        raise ConfigError(f"{name} is {shown(value)}: give a finite number, as far as float32 reaches")
     return float(value)
 
 
 def index_set(name: str, values: Iterable[int] | Tensor) -> Int[Tensor, " n"]:
     """A set of integers ≥ 0 as a tensor."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ConfigError(f"{name} is {values!r}: give a sequence of integers ≥ 0")
+    array = isinstance(values, Tensor) or not hasattr(values, "shape") or len(values.shape) == 1
+    if isinstance(values, str) or not isinstance(values, Iterable) or not array:
+        raise ConfigError(f"{name} is {shown(values)}: give a sequence of integers ≥ 0")
     listed = values if isinstance(values, Tensor) else list(values)
     if not isinstance(listed, Tensor):
         for value in listed:
             whole(f"{name} holds a value that", value, 0)
         listed = torch.tensor(listed, dtype=torch.long)
     if listed.ndim != 1 or not len(listed) or listed.dtype not in _INTEGERS or bool((listed < 0).any()):
-        raise ConfigError(f"{name} is {values!r}: give at least one integer ≥ 0, and nothing else")
+        raise ConfigError(f"{name} is {shown(values)}: give at least one integer ≥ 0, and nothing else")
     return listed.long()
 
 

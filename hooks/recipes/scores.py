@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooks.checks import shown
 from hooks.errors import ConfigError, InputError
 from hooks.recipes.arguments import finite, index_set, on_device, whole
 
@@ -197,7 +198,7 @@ def distance_temperature(
         InputError: at run time, temperatures of another shape, not finite or not above 0.
     """
     if not callable(temperature):
-        raise ConfigError(f"temperature is {temperature!r}: give a function of a tensor of distances")
+        raise ConfigError(f"temperature is {shown(temperature)}: give a function of a tensor of distances")
 
     def divide(scores: Tensor, i: Tensor, j: Tensor) -> None:
         distance = (i - j).abs_().to(torch.promote_types(scores.dtype, torch.float32))

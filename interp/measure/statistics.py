@@ -15,7 +15,14 @@ from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
 from hooks.functional.float64 import float64_device
 from interp.common.progress import counted
-from interp.measure.arguments import check_tensors, checked_documents, checked_mask, checked_positions, checked_start
+from interp.measure.arguments import (
+    check_progress,
+    check_tensors,
+    checked_documents,
+    checked_mask,
+    checked_positions,
+    checked_start,
+)
 from interp.measure.block_height import block_height
 from interp.measure.dataset import Measured, build_dataset
 from interp.measure.portable import BUFFERS, run_portable
@@ -102,6 +109,7 @@ def attention_statistics(
     backend = checks.choice("backend", backend, get_args(Backend))
     map_size = checks.whole("map_size", map_size, at_least=1)
     memory_budget = checks.whole("memory_budget", memory_budget, at_least=1)
+    check_progress(progress)
     check_tensors(q, k, v, w_o, spec)
     start = checked_start(query_start, q, k, spec)
     device = float64_device(q.device)
@@ -202,11 +210,14 @@ def run_fused(work: Pass, offset: int, done: Callable[[int], None]) -> None:
 def value_norms(
     v: Float[Tensor, "kept kv_head d_head"], w_o: Tensor | None, heads: int, dtype: torch.dtype
 ) -> Float[Tensor, "head kept"]:
-    """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths."""
+    """‖v_j W_O‖ of each query head through the triangular factor R of ``W_Oᵀ = Q R``, since Q keeps lengths.
+
+    In float64: where W_O takes a value nearly to nothing, float32 leaves of its length what rounding left of it.
+    """
     group, v = heads // v.shape[1], v.contiguous()
     if w_o is None:
-        return torch.linalg.vector_norm(v.to(dtype), dim=-1).T.repeat_interleave(group, dim=0)
-    factor = torch.linalg.qr(w_o.to(v.device, dtype).mT, mode="r").R
-    return torch.stack(
-        [torch.linalg.vector_norm(v[:, h // group].to(dtype) @ factor[h].T, dim=-1) for h in range(heads)]
-    )
+        norms = torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64).T.repeat_interleave(group, dim=0)
+        return norms.to(dtype)
+    factor = torch.linalg.qr(w_o.to(v.device, torch.float64).mT, mode="r").R
+    moved = (v[:, h // group].double() @ factor[h].T for h in range(heads))
+    return torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in moved]).to(dtype)

@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
 from interp.plots.base import finish
@@ -121,6 +122,8 @@ def show(result: xr.Dataset | xr.DataArray, **options: Any) -> go.Figure:
     Raises:
         InputError: nothing here knows how to draw it, or a mean of it would say nothing.
     """
+    if options.get("title") is not None:
+        checks.text("title", options["title"])
     if not isinstance(result, xr.Dataset | xr.DataArray):
         raise InputError(
             f"plots.show draws the Dataset of an analysis or one of its variables, and this is a "

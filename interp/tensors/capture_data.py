@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks import AttentionSpec, HookedTransformerConfig
+from hooks import AttentionSpec, HookedTransformerConfig, checks
 from hooks.errors import InputError, StageError
 from hooks.functional.attend import attend_fused
 from hooks.functional.head_width import same_width
@@ -209,7 +209,8 @@ class CaptureData:
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
         """
         chosen = asked_layers(self.layers, layers)
-        groups = (groups,) if isinstance(groups, str) else tuple(sorted(set(groups)))
+        groups = tuple(sorted(checks.choices("groups", groups, GROUPS)))
+        map_size = checks.whole("map_size", map_size, at_least=1)
         found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
         return stack_layers(found)
 
@@ -246,6 +247,7 @@ class CaptureData:
 
     def _layer(self, layer: int) -> HeldLayer:
         """The layer's tensors, or a StageError that says which layers there are."""
+        layer = checks.whole("layer", layer, error=StageError)
         if layer not in self._layers:
             raise StageError(f"layer {layer!r} is not in this capture; it holds {number_ranges(self.layers)}")
         return self._layers[layer]
@@ -253,8 +255,17 @@ class CaptureData:
     def _steps_done(self, layer: int, stage: str) -> int:
         """Key of a stage in a layer's q and k, or a StageError that says which stages there are."""
         held = self._layer(layer)
-        done = steps_before(stage, held.steps)
+        done = steps_before(checks.text("stage", stage, error=StageError), held.steps)
         if done is None or done not in set(held.q):
             why = "has no such step" if done is None else "was captured without it"
             raise StageError(f"no stage {stage!r} in layer {layer}: it {why}; it holds {', '.join(self.stages(layer))}")
         return done
+
+
+def check_capture(cap: CaptureData, name: str = "cap") -> CaptureData:
+    """The capture, if it is one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    return checks.instance(name, cap, CaptureData, "a Capture, as capture(model, text) or open_capture(path) makes one")

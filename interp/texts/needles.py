@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError, TextError
 from interp.texts.texts import ReadsText, Text, as_text, standard_text, tokenise
 
@@ -75,8 +76,10 @@ def plant_needle(
         InputError: a depth outside 0 … 1, an empty needle or answer, or too few tokens for needle, question and answer.
         TextError: an empty haystack, or one that is too short.
     """
-    if not 0 <= depth <= 1:
-        raise InputError(f"depth={depth}: give a share of the haystack from 0 to 1")
+    depth, n_tokens = checks.share("depth", depth), checks.whole("n_tokens", n_tokens, at_least=1)
+    if not callable(getattr(model, "to_tokens", None)):
+        raise InputError(f"model={checks.shown(model)}: give a model that reads text")
+    sentence, question = checks.text("sentence", sentence), checks.text("question", question)
     needle, asked = (model.to_tokens(text, prepend_bos=False)[0].cpu() for text in (sentence, question))
     if not len(needle):
         raise InputError(f"sentence={sentence!r} has no tokens: give the sentence that is to be found again")

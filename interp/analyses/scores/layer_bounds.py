@@ -9,13 +9,13 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks import AttentionSpec, HookedTransformerConfig
+from hooks import AttentionSpec, HookedTransformerConfig, checks
 from hooks.errors import InputError, TextError
 from interp.analyses.scores.bound import score_bound
 from interp.analyses.scores.schema import BOUND_BY_DISTANCE
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
 NO_LIMIT = "nothing limits q and k: no QK-norm, no clip and no soft-cap was found in this layer"
@@ -56,6 +56,7 @@ def bound_by_distance(
         )
     stats = cap.statistics(chosen)
     if distances is not None:
+        distances = checks.wholes("distances", distances)
         absent = np.setdiff1d(distances, stats["distance"].values)
         if absent.size:
             raise InputError(f"distance {absent[0]} does not occur: they go up to {int(stats['distance'].max())} here")
@@ -157,7 +158,7 @@ def chosen_layers(cap: CaptureData, layers: int | Sequence[int] | None) -> tuple
         StageError: no layer, or one that the capture does not hold.
         TextError: fewer than two tokens.
     """
-    chosen = asked_layers(cap.layers, layers)
+    chosen = asked_layers(check_capture(cap).layers, layers)
     for layer in chosen:
         cap.steps(layer)
     if len(cap.positions) < 2:
