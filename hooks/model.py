@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -36,7 +35,7 @@ from hooks.errors import ConfigError, InputError
 from hooks.generation.generating import GeneratingMixin
 from hooks.generation.key_values import KeyValueCache, layers_of, reading
 from hooks.loading.sources import read_source
-from hooks.loading.stream import WeightStream, streams
+from hooks.loading.stream import StreamedWeights, WeightStream, streams
 from hooks.loading.weights import adopt_weights
 from hooks.modules.attention import AttentionContext
 from hooks.modules.block import Block
@@ -51,7 +50,7 @@ class ContextLengthWarning(UserWarning):
     """Positions beyond the length that the model was trained on."""
 
 
-class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
+class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksModule):
     """A decoder-only transformer whose QK-norm and RoPE can be read and edited before and after every step.
 
     Args:
@@ -72,7 +71,6 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
             raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
         self.tokenizer = tokenizer
-        self.stream: WeightStream | None = None  # gives the weights as they are used, where they are not held
         self.loaded_from: str | None = None  # the name, Hub id or absolute path that `from_pretrained` was given
         # Matrices start without values: torch would draw them from the global generator.
         device = "meta"
@@ -203,27 +201,6 @@ class HookedTransformer(LensMixin, GeneratingMixin, NamedHooksModule):
         other.loaded_from = self.loaded_from
         other.train(self.training)
         return other.to(self.device)
-
-    def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
-        """Have a block's weights in memory inside the ``with`` block, also of a model that streams them.
-
-        Args:
-            layer: which block.
-            parts: all that is needed of it, as beginnings of parameters' names ("attn.o_proj"); empty is everything.
-        """
-        return nullcontext() if self.stream is None else self.stream.resident(f"blocks.{layer}", parts)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "HookedTransformer":
-        """What `to`, `float`, `cuda` and the like do; of a streamed model nothing can be moved or cast."""
-        if self.stream is None:
-            return super()._apply(fn, recurse)
-        here = torch.empty(0, dtype=self.dtype, device=self.device)
-        if (there := fn(here)).dtype != here.dtype or there.device != here.device:
-            raise ConfigError(
-                f"the weights of this model are streamed, as {here.dtype} on {here.device}: load it anew with "
-                "from_pretrained(…, dtype=, device=)"
-            )
-        return self
 
     def adopt_parameters(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Use these Parameter objects as this model's own, without copying.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -276,7 +276,7 @@ class NamedHooksModule(HookedRootModule):
 def _pairs(name: str, given: Any) -> list[tuple[NameSelector, Callable]]:
     """(name, hook) pairs, checked for being pairs."""
     listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping) and not hasattr(given, "shape")
-    pairs = list(given) if listed else [given]
+    pairs: list[Any] = list(given) if listed else [given]
     wrong = [pair for pair in pairs if not (isinstance(pair, tuple | list) and len(pair) == 2)]
     if wrong or not listed:
         raise InputError(f"{name}={shown(wrong[0])}: give a list of (name, hook) pairs")
@@ -293,7 +293,7 @@ def _window(pos_slice: Any) -> Slice:
         ends = [] if isinstance(pos_slice, Slice) else given
         ends = [end for end in ends if end is not None or isinstance(pos_slice, list)]
         wholes("pos_slice", ends, at_least=-(2**53), at_most=2**53)
-        window = Slice.unwrap(pos_slice)
+        window = Slice.unwrap(cast(Any, pos_slice))
         step = getattr(window.slice, "step", None)
         if step is not None:
             whole("pos_slice", step, at_least=1)

@@ -31,7 +31,7 @@ def finite(name: str, value: float) -> float:
 
 def index_set(name: str, values: Iterable[int] | Tensor) -> Int[Tensor, " n"]:
     """A set of integers ≥ 0 as a tensor."""
-    array = isinstance(values, Tensor) or not hasattr(values, "shape") or len(values.shape) == 1
+    array = isinstance(values, Tensor) or len(getattr(values, "shape", (1,))) == 1
     if isinstance(values, str) or not isinstance(values, Iterable) or not array:
         raise ConfigError(f"{name} is {shown(values)}: give a sequence of integers ≥ 0")
     listed = values if isinstance(values, Tensor) else list(values)

@@ -53,6 +53,7 @@ def theirs(name, ids, mask):
 
 
 def close(got, expected, within=1e-5):
+    got, expected = got.detach(), expected.detach()
     assert float((got - expected).abs().max()) < within * float(expected.max() - expected.min())
 
 
