@@ -317,8 +317,8 @@ def _finite(name: str, value: float) -> float:
 
 def _positions(name: str, values: Iterable[int] | Tensor) -> Tensor:
     """A set of integers ≥ 0 as a tensor."""
-    array = isinstance(values, Tensor) or not hasattr(values, "shape") or len(values.shape) == 1
-    if isinstance(values, str) or not isinstance(values, Iterable) or not array:
+    row = isinstance(values, Tensor) or len(getattr(values, "shape", (1,))) == 1
+    if isinstance(values, str) or not isinstance(values, Iterable) or not row:
         raise ConfigError(f"{name} is {shown(values)}: give a sequence of integers ≥ 0")
     listed = values if isinstance(values, Tensor) else list(values)
     if not isinstance(listed, Tensor):

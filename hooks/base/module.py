@@ -274,7 +274,7 @@ class NamedHooksModule(HookedRootModule):
 def _pairs(name: str, given: Any) -> list[tuple[NameSelector, Callable]]:
     """(name, hook) pairs, checked for being pairs."""
     listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping) and not hasattr(given, "shape")
-    pairs = list(given) if listed else [given]
+    pairs: list[Any] = list(given) if listed else [given]
     wrong = [pair for pair in pairs if not (isinstance(pair, tuple | list) and len(pair) == 2)]
     if wrong or not listed:
         raise InputError(f"{name}={shown(wrong[0])}: give a list of (name, hook) pairs")
@@ -283,15 +283,17 @@ def _pairs(name: str, given: Any) -> list[tuple[NameSelector, Callable]]:
 
 def _window(pos_slice: Any) -> Slice:
     """TransformerLens' slice of positions."""
+    given: Any = pos_slice
     array = isinstance(pos_slice, Tensor | np.ndarray)
     one_axis = array and pos_slice.ndim == 1 and getattr(pos_slice, "layout", None) in (None, torch.strided)
-    given = list(pos_slice) if isinstance(pos_slice, list | tuple) or one_axis else [pos_slice]
-    given = [pos_slice.start, pos_slice.stop, pos_slice.step] if isinstance(pos_slice, slice) else given
+    ends = list(pos_slice) if isinstance(pos_slice, list | tuple) or one_axis else [pos_slice]
+    if isinstance(pos_slice, slice):
+        ends = [pos_slice.start, pos_slice.stop, pos_slice.step]
     try:
-        ends = [] if isinstance(pos_slice, Slice) else given
-        ends = [end for end in ends if end is not None or isinstance(pos_slice, list)]
-        wholes("pos_slice", ends, at_least=-(2**53), at_most=2**53)
-        window = Slice.unwrap(pos_slice)
+        if not isinstance(pos_slice, Slice):
+            ends = [end for end in ends if end is not None or isinstance(pos_slice, list)]
+            wholes("pos_slice", ends, at_least=-(2**53), at_most=2**53)
+        window = Slice.unwrap(given)
         step = getattr(window.slice, "step", None)
         if step is not None:
             whole("pos_slice", step, at_least=1)

@@ -94,7 +94,7 @@ class TokenizingMixin:
         if isinstance(text, Tensor):
             return self._check_tokens(text)
         tokenizer = self._require_tokenizer()
-        texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else [None]
+        texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
         if not texts or any(not isinstance(each, str) or not _encodes(each) for each in texts):
             raise InputError(f"text={shown(text)}: give a text, several in a list, or a tensor of token ids")
         prepend_bos = None if prepend_bos is None else flag("prepend_bos", prepend_bos)
