@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -285,15 +285,17 @@ def _pairs(name: str, given: Any) -> list[tuple[NameSelector, Callable]]:
 
 def _window(pos_slice: Any) -> Slice:
     """TransformerLens' slice of positions."""
+    given: Any = pos_slice
     array = isinstance(pos_slice, Tensor | np.ndarray)
     one_axis = array and pos_slice.ndim == 1 and getattr(pos_slice, "layout", None) in (None, torch.strided)
-    given = list(pos_slice) if isinstance(pos_slice, list | tuple) or one_axis else [pos_slice]
-    given = [pos_slice.start, pos_slice.stop, pos_slice.step] if isinstance(pos_slice, slice) else given
+    ends = list(pos_slice) if isinstance(pos_slice, list | tuple) or one_axis else [pos_slice]
+    if isinstance(pos_slice, slice):
+        ends = [pos_slice.start, pos_slice.stop, pos_slice.step]
     try:
-        ends = [] if isinstance(pos_slice, Slice) else given
-        ends = [end for end in ends if end is not None or isinstance(pos_slice, list)]
-        wholes("pos_slice", ends, at_least=-(2**53), at_most=2**53)
-        window = Slice.unwrap(cast(Any, pos_slice))
+        if not isinstance(pos_slice, Slice):
+            ends = [end for end in ends if end is not None or isinstance(pos_slice, list)]
+            wholes("pos_slice", ends, at_least=-(2**53), at_most=2**53)
+        window = Slice.unwrap(given)
         step = getattr(window.slice, "step", None)
         if step is not None:
             whole("pos_slice", step, at_least=1)

@@ -68,12 +68,13 @@ class TokenizingMixin:
         @property
         def device(self) -> torch.device: ...  # noqa: D102
 
-    def _require_tokenizer(self) -> Any:
+    def _require_tokenizer(self, does: str = "__call__") -> Any:
+        """The tokenizer, if there is one that has this method."""
         if self.tokenizer is None:
             raise TokenizerError(
                 "this model has no tokenizer, so it takes token ids; set model.tokenizer, or pass a tensor"
             )
-        if not callable(self.tokenizer) or not callable(getattr(self.tokenizer, "decode", None)):
+        if not callable(getattr(self.tokenizer, does, None)):
             raise TokenizerError(f"model.tokenizer={shown(self.tokenizer)} is no tokenizer of transformers")
         return self.tokenizer
 
@@ -94,7 +95,7 @@ class TokenizingMixin:
         if isinstance(text, Tensor):
             return self._check_tokens(text)
         tokenizer = self._require_tokenizer()
-        texts: list[Any] = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else [None]
+        texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
         if not texts or any(not isinstance(each, str) or not _encodes(each) for each in texts):
             raise InputError(f"text={shown(text)}: give a text, several in a list, or a tensor of token ids")
         prepend_bos = None if prepend_bos is None else flag("prepend_bos", prepend_bos)
@@ -112,7 +113,7 @@ class TokenizingMixin:
 
     def to_string(self, tokens: Int[Tensor, "*batch pos"] | Iterable[int] | int) -> str | list[str]:
         """The text of token ids: a string, or a list of strings for a batch."""
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._require_tokenizer("decode")
         ids = any_ids(_listed(tokens), self.cfg.d_vocab, _CPU)
         if ids.ndim > 1:
             return [str(self.to_string(row)) for row in ids]
@@ -122,7 +123,7 @@ class TokenizingMixin:
         self, tokens: str | Int[Tensor, " pos"] | Int[Tensor, "1 pos"] | Iterable[int], prepend_bos: bool | None = None
     ) -> list[str]:
         """Each token as its own string (bytes that are no whole character show as the replacement character)."""
-        tokenizer = self._require_tokenizer()
+        tokenizer = self._require_tokenizer("batch_decode")
         prepend_bos = None if prepend_bos is None else flag("prepend_bos", prepend_bos)
         text = isinstance(tokens, str)
         ids = self.to_tokens(tokens, prepend_bos) if text else any_ids(_listed(tokens), self.cfg.d_vocab, _CPU)

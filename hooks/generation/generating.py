@@ -160,7 +160,7 @@ class GeneratingMixin(TokenizingMixin):
         """The text of each row, padding and special tokens left out."""
         starts = [0] * len(tokens) if real is None else (~real).sum(1).tolist()
         rows = [row[start:] for row, start in zip(tokens.tolist(), starts, strict=True)]
-        return self._require_tokenizer().batch_decode(
+        return self._require_tokenizer("batch_decode").batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 

@@ -70,7 +70,8 @@ def attention_statistics(
     Scores are computed in float32, or in float64 when q or k is. Sums over blocks are float64, for which a device
     without it (Metal) hands its tensors to the CPU. The error against
     dense float64 is at most ``1e-5 · max(1, max|s| / 50)``, relative where a value is larger than 1; of mean_distance
-    relative to the distances that it averages, which cancel where keys lie on both sides.
+    relative to the distances that it averages, which cancel where keys lie on both sides. positional_r2, a ratio of
+    variances, is off by 1e-4 at most, or by ``4 · 2⁻²⁴ · max|s| / σ`` where the float32 scores spread by so small a σ.
 
     Args:
         q: Queries as they enter the score.

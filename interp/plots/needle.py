@@ -6,11 +6,13 @@ import xarray as xr
 
 from interp.plots import theme
 from interp.plots.base import finish, label_of, say
+from interp.plots.given import drawn
 
 # A cell narrower than this has no room for its number.
 _MOST_WRITTEN = 12
 
 
+@drawn
 def needle_grid(sweep: xr.Dataset, *, title: str | None = None) -> go.Figure:
     """The answer's loss by length and depth, with a mark where greedy decoding gives the answer.
 
@@ -27,6 +29,7 @@ def needle_grid(sweep: xr.Dataset, *, title: str | None = None) -> go.Figure:
     return _grid(sweep["answer_loss"], marks, title or said, str(sweep.attrs.get("averaged", "")))
 
 
+@drawn
 def needle_cells(values: xr.DataArray, *, title: str | None = None) -> go.Figure:
     """One variable of a sweep by length and depth.
 

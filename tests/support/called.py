@@ -40,7 +40,7 @@ def calls(made, cap, other, directory):
         **_of_the_model(made),
         **_captures(made, cap, directory),
         **_analyses(made, cap, other),
-        **_figures(cap, other, directory),
+        **_figures(made, cap, other, directory),
         **_recipes(made),
     }
 
@@ -220,6 +220,14 @@ def _analyses(made, cap, other):
         "head_table": (interp.head_table, {"summary": summary, "sort_by": None, "ascending": False}),
         "typical_heads": (interp.typical_heads, {"summary": summary, "n": 2}),
         "loss_by_position": (interp.loss_by_position, {"cap": cap, "bins": 4}),
+        "KeyValueCache": (hooks.KeyValueCache, {"model": made}),
+        "needle_sweep": (
+            interp.needle_sweep,
+            {
+                **{"model": made, "lengths": [24, 30], "depths": (0.0, 1.0), "answer": " dog", "sentence": " the cat"},
+                **{"question": " one", "haystack": "the cat sat on a mat " * 20},
+            },
+        ),
         "plant_needle": (
             interp.plant_needle,
             {
@@ -250,7 +258,7 @@ def _analyses(made, cap, other):
     }
 
 
-def _figures(cap, other, directory):
+def _figures(made, cap, other, directory):
     """Each figure with the Dataset that it draws; a Dataset is one argument, the rest are options."""
     bias = interp.positional_bias(cap)
     binned = bin_distances(bias)
@@ -270,6 +278,12 @@ def _figures(cap, other, directory):
         "head_table": (interp.head_summary(cap), {"title": "x"}),
         "layer_head_map": (interp.first_token_mass(cap), {"title": "x", "ceiling": 1.0, "scale": "log"}),
         "loss_by_position": (interp.loss_by_position(cap), {"title": "x"}),
+        "needle_grid": (
+            interp.needle_sweep(
+                made, 24, answer=" dog", sentence=" the cat", question=" one", haystack="the cat sat on a mat " * 20
+            ),
+            {"title": "x"},
+        ),
         "pooled_map": (interp.attention_map(cap, 0, 1, size=8), {"title": "x", "scale": "log"}),
         "precision_cost": (interp.precision_cost(cap), {"variable": "kl", "title": "x", "highlight": None}),
         "ranking": (interp.ranked(interp.compare(cap, other)), {"title": "x"}),

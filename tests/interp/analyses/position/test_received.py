@@ -138,7 +138,7 @@ def test_bad_input_is_named():
         received_by_position(cap, edge=0.5)
     with pytest.raises(InputError, match="whether token 9 is a sink shows only after it"):
         sink_rate(cap, 9)
-    with pytest.raises(InputError, match="k=0 counts tokens from 1"):
+    with pytest.raises(InputError, match="k=0: give a whole number of at least 1"):
         sink_rate(cap, 0)
     assert received_by_position(capture(model, random_tokens(3)[0]))["received_share"].shape == (2, 4, 3)
 
