@@ -59,11 +59,13 @@ class KeyValueCache:
         rope_length: length of the text to which the frequencies of its keys were adapted; None before the first.
 
     Raises:
-        InputError: the model attends in both directions.
+        InputError: it is no model of ours, or attends in both directions.
         AttachError: the model keeps its past in another form.
     """
 
     def __init__(self, model: KeepsKeyValues):
+        if not callable(getattr(model, "empty_key_values", None)):
+            raise InputError(f"model={shown(model)}: give the native or attached model that will fill the cache")
         self._model = model
         self.layers = model.empty_key_values()
         self._positions: Int[Tensor, "rows past"] | None = None  # one row where all rows of the batch have the same
