@@ -19,6 +19,12 @@ from interp.tensors.constants import LayerConstants
 
 def layer_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
     """The constants of one layer, detached from the graph; frequencies as they are for a text of n_tokens."""
+    w_o = _triangular(cast(Attention, model.blocks[layer].attn).W_O)
+    return replace(score_constants(model, layer, n_tokens), w_o=w_o)
+
+
+def score_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
+    """Those of them that decide scores; cheap enough for every step of a training loop."""
     attn = cast(Attention, model.blocks[layer].attn)
     rope = model.cfg.rope_for(layer)
     frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)
@@ -29,7 +35,7 @@ def layer_constants(model: HookedTransformer | AttachedTransformer, layer: int, 
     gain_k, bias_k = _gain_and_bias(getattr(attn, "k_norm", None))
     # Copies: a training step after the capture must not reach into it.
     spec = attn.spec if attn.spec.sinks is None else replace(attn.spec, sinks=attn.spec.sinks.detach().clone())
-    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=_triangular(attn.W_O), spec=spec)
+    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=None, spec=spec)
 
 
 def _triangular(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_head rank"]:

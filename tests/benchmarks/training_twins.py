@@ -10,11 +10,12 @@ that a part of the runs is a whole comparison of fewer seeds. About 80 CPU secon
 The text is Python's own documentation and the docstrings of its standard library; the file remembers its hash,
 because another Python ships another text.
 
-The rules that decide are these, and were written before the runs:
+The rules that decide are these. They were written before the runs, with two exceptions that eight runs of seed 0 had
+been seen for: the largest learning rate went from 0.1 to 0.3, and "diverged" from a table of bytes, which no run is
+worse than for long, to one of byte pairs. Seeds 1 and 2 had not been run.
 
-- A run **diverged** when its held-out loss is not finite, or not at least 0.1 nats under the cross-entropy of byte
-  frequencies alone (counted in the training text, on the same held-out bytes): all it reads before a byte is then
-  worth less than 0.1 nats to it.
+- A run **diverged** when its held-out loss is not finite, or above that of a table of byte pairs (counted in the
+  training text, each pair once more, on the same held-out bytes): what attention brings is then worth nothing.
 - A variant's **sensitivity to the learning rate**, for one seed, is the mean over the six learning rates of
   min(loss, loss before training) − the best loss of the six (Wortsman et al. 2023, arXiv:2309.14322, eq. 1, with a
   sum in place of the integral over log lr). A loss that is not finite counts as the one before training.
@@ -40,6 +41,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -58,7 +60,7 @@ VARIANTS: dict[str, QKNormConfig | None] = {
     "before_rope": QKNormConfig(position="before_rope"),
     "after_rope": QKNormConfig(position="after_rope"),
 }
-LEARNING_RATES = (1e-1, 4e-2, 2e-2, 1e-2, 4e-3, 1e-3)  # the largest first: a grid that does not diverge shows early
+LEARNING_RATES = (3e-1, 1e-1, 4e-2, 1e-2, 4e-3, 1e-3)  # the largest first: a grid that does not diverge shows early
 ROTARY_WIDTHS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
 # Widths and schedules are trained without QK-norm at a learning rate from the middle of the grid.
@@ -67,8 +69,7 @@ STRETCH = 4
 RULES = {
     "confidence": 0.95,
     "clear_loss_share": 0.01,
-    "context_worth": 0.1,
-    "diverged": "held-out loss not finite or above frequency_loss - context_worth",
+    "diverged": "held-out loss not finite or above pair_loss, that of a table of byte pairs",
     "sensitivity": "mean over learning rates of min(loss, loss before training) - smallest loss",
     "decided": "the 95 % t-interval of differences between runs of the same seed leaves out zero",
     "best": "each setting's learning rate with the smallest mean held-out loss over seeds",
@@ -171,10 +172,11 @@ def held_out(size: Size) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, size.sequences).long()].long()
 
 
-def frequency_loss(size: Size) -> float:
-    """Cross-entropy of the training text's byte frequencies (each byte counted once more) on the held-out bytes."""
-    counts = torch.bincount(pieces(size.length)[0].flatten().long(), minlength=256).double() + 1
-    return float(-(counts / counts.sum()).log()[held_out(size)].mean())
+def pair_loss(size: Size) -> float:
+    """Held-out loss of the table of byte pairs in the training text, each pair counted once more."""
+    train, held = pieces(size.length)[0].long(), held_out(size)
+    pairs = torch.bincount((256 * train[:, :-1] + train[:, 1:]).flatten(), minlength=256**2).double().view(256, 256) + 1
+    return float(-(pairs / pairs.sum(1, keepdim=True)).log()[held[:, :-1], held[:, 1:]].mean())
 
 
 def schedule(rope_type: str, size: Size, rotary_dim: int | None = None) -> RopeConfig:
@@ -248,9 +250,10 @@ def bounds(model: HookedTransformer, size: Size) -> list[float | None]:
         if model.cfg.qk_norm is None:
             found.append(None)
             continue
-        gains = (getattr(block.attn, name).effective_gain()[0] for name in ("q_norm", "k_norm"))  # one for all heads
+        gain_q, gain_k = (getattr(block.attn, name).effective_gain()[0] for name in ("q_norm", "k_norm"))
         spec, furthest = model.cfg.attention_spec(0), size.length - 1
-        found.append(float(score_bound(model.cfg.qk_norm, model.cfg.rope, *gains, spec, max_distance=furthest)))
+        bound = score_bound(model.cfg.qk_norm, model.cfg.rope_for(0), gain_q, gain_k, spec, max_distance=furthest)
+        found.append(float(bound))  # all heads have the same gain
     return found
 
 
@@ -269,8 +272,8 @@ def train(model: HookedTransformer, twin: Twin, size: Size) -> list[dict[str, An
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, size, twin.rate)
         due = step % size.every == size.every - 1 or step == 0
+        proven = bounds(model, size) if due else []
         if due:
-            proven = bounds(model, size)
             points = [(f"blocks.{layer}.attn.hook_{t}_final", keep) for layer in range(size.n_layers) for t in "qk"]
             with model.hooks(fwd_hooks=points):
                 loss = model(tokens, "loss")
@@ -348,7 +351,7 @@ def attention(model: HookedTransformer, rows: Tensor, size: Size) -> dict[str, A
         bias = positional_bias(capture(model, row))
         count = bias["count"].isel(layer=0).values.astype(float)
         summed = (bias["attention_mean"] * bias["count"]).fillna(0).sum("head").transpose("layer", "distance").values
-        for b, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+        for b, (start, stop) in enumerate(pairwise(edges)):
             pairs[b] += count[start:stop].sum()
             totals[:, b] += summed[:, start:stop].sum(1)
     return {
@@ -402,7 +405,7 @@ def header(size: Size) -> dict[str, Any]:
         "plain_rate": PLAIN_RATE,
         "stretch": STRETCH,
         "rules": RULES,
-        "frequency_loss": frequency_loss(size),
+        "pair_loss": pair_loss(size),
         "text_sha256": hashlib.sha256(text()).hexdigest()[:16],
         "text_bytes": len(text()),
         "python": sys.version.split()[0],
