@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -80,6 +81,7 @@ class ScoreWatch:
         self.layers = model.attending_layers if attached else tuple(range(model.cfg.n_layers))
         self._parameters = {id(p) for p in (model.original_model if attached else model).parameters()}
         self._steps = {layer: model.attention_steps(layer, "q") for layer in self.layers}
+        self._reasons = {layer: self._no_bound(layer) for layer in self.layers}
         self._pending: dict[int, tuple[Tensor, Tensor, np.ndarray]] = {}
         self._taken: list[np.ndarray] = []
         self._off: list[Callable[[], None]] = []
@@ -106,7 +108,8 @@ class ScoreWatch:
         for row, layer in enumerate(self.layers):
             if layer in self._pending:
                 low, high, bound = self._pending[layer]
-                numbers[:, row] = [*torch.stack([high, low]).tolist(), bound]
+                numbers[:2, row] = torch.stack([high, low]).tolist()
+                numbers[2, row] = bound
         self._pending = {}
         self._taken.append(numbers.astype(np.float32))
         if self._on_step is not None:
@@ -135,7 +138,7 @@ class ScoreWatch:
                 "score_max": (dims, high),
                 "score_min": (dims, low),
                 "bound": (dims, np.where(np.isfinite(bound), bound, np.nan)),
-                "bound_reason": ("layer", [self._reason(layer) for layer in self.layers]),
+                "bound_reason": ("layer", list(self._reasons.values())),
                 "float16_limit": ("layer", [_float16_limit(self.model.attention_spec(x)) for x in self.layers]),
             },
             {"step": np.arange(len(high)), "layer": list(self.layers), "head": np.arange(high.shape[2])},
@@ -158,9 +161,7 @@ class ScoreWatch:
         @torch.no_grad()
         def watch(q: Tensor, k: Tensor, spec: AttentionSpec, place: Place) -> None:
             low, high = score_extremes(_as_multiplied(q.detach()), _as_multiplied(k.detach()), spec, place)
-            bound = proven_bound(
-                score_constants(self.model, layer, q.shape[1]), layer, self.model.cfg, self._steps[layer]
-            )
+            bound = np.full(1, np.inf) if self._reasons[layer] else self._bound(layer)
             if layer in self._pending:
                 before = self._pending[layer]
                 low, high = torch.minimum(before[0], low), torch.maximum(before[1], high)
@@ -189,10 +190,17 @@ class ScoreWatch:
             if name != "bound" or math.isfinite(numbers[kind, row, head])
         }
 
-    def _reason(self, layer: int) -> str:
-        """Why a layer has no bound."""
-        row = self.layers.index(layer)
-        if np.isfinite(self._taken[-1][2, row]).all():
+    def _bound(self, layer: int) -> Float[np.ndarray, " head"]:
+        """What the weights prove now of every text, whatever its length."""
+        constants = score_constants(self.model, layer, 1)
+        gains = (constants.gain_q, constants.gain_k, constants.bias_q, constants.bias_k)
+        if not all(bool(gain.isfinite().all()) for gain in gains if gain is not None):
+            return np.full(1, np.nan)  # a training that has come to grief is watched to its end
+        return proven_bound(constants, layer, self.model.cfg, self._steps[layer])
+
+    def _no_bound(self, layer: int) -> str:
+        """Why a layer has no bound, which training does not change; empty where it has one."""
+        if np.isfinite(self._bound(layer)).all():
             return ""
         return no_bound(score_constants(self.model, layer, 1), layer, self.model.cfg, self._steps[layer])
 

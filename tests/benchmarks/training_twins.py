@@ -62,7 +62,15 @@ VARIANTS: dict[str, QKNormConfig | None] = {
     "before_rope": QKNormConfig(position="before_rope"),
     "after_rope": QKNormConfig(position="after_rope"),
 }
-LEARNING_RATES = (3e-1, 1e-1, 4e-2, 1e-2, 4e-3, 1e-3, 3e-4)  # the largest first: a grid that does not diverge shows early
+LEARNING_RATES = (
+    3e-1,
+    1e-1,
+    4e-2,
+    1e-2,
+    4e-3,
+    1e-3,
+    3e-4,
+)  # the largest first: a grid that does not diverge shows early
 ROTARY_WIDTHS = (4, 8, 16, 32, 64)
 SEEDS = (0, 1, 2)
 # Widths and schedules are trained without QK-norm, at the best learning rate of a model without it.
