@@ -1,6 +1,6 @@
 """Small models that differ in one thing only, trained beside each other: what the claims about QK-norm and RoPE are.
 
-    python tests/benchmarks/training_twins.py --out twins.jsonl [--workers 2] [--small]
+    python tests/benchmarks/training_twins.py --out notebooks/claims_results.jsonl [--workers 2] [--small]
 
 Three variants (no QK-norm, QK-norm before RoPE, after RoPE) at seven learning rates; rotary widths 4 to 64; RoPE as it
 is against Llama 3's smoothing: three seeds each, all on the same bytes in the same order. A line a run goes to the
@@ -430,7 +430,7 @@ def done(path: Path, first: dict[str, Any]) -> set[str]:
         SystemExit: the file is of runs under other settings.
     """
     if not path.exists():
-        path.write_text(json.dumps(first) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(first, separators=(",", ":")) + "\n", encoding="utf-8")
     lines = path.read_bytes().split(b"\n")
     if json.loads(lines[0]) != json.loads(json.dumps(first)):
         raise SystemExit(f"{path} holds runs of other settings, text or versions: give another --out")
@@ -448,7 +448,7 @@ def run_all(path: Path, size: Size, workers: int, twins: list[Twin]) -> None:
         for future in as_completed([pool.submit(run, twin, size) for twin in missing]):
             line = future.result()
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, separators=(",", ":")) + "\n")
             shown = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
             print(f"{line['name']:>28}: held-out loss {shown}, {line['cpu_seconds']} CPU s", flush=True)
 
