@@ -37,6 +37,10 @@ class TokenizerWarning(UserWarning):
     """A model was loaded without its tokenizer, which cannot be read; or a text came with its own BOS."""
 
 
+class StreamingWarning(UserWarning):
+    """A model does not fit in memory, and its weights are read block by block at each forward pass."""
+
+
 class TextError(RopescopeError, ValueError):
     """The text is empty, unreadable, not UTF-8, or too short for what was asked."""
 

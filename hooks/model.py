@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
-from hooks.base.inputs import check_predicts, padding_mask, token_positions
+from hooks.base.inputs import check_predicts, packed_documents, padding_mask, predicted_tokens, token_positions
 from hooks.base.lens_surface import LensMixin
-from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll
+from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll, within_documents
 from hooks.base.module import NamedHooksModule
 from hooks.base.registry import HookRegistry
 from hooks.base.tokenizing import TokenizingMixin
@@ -24,6 +25,7 @@ from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, InputError
 from hooks.functional.rope import same_frequencies
 from hooks.loading.sources import read_source
+from hooks.loading.stream import WeightStream, streams
 from hooks.loading.weights import adopt_weights
 from hooks.modules.attention import AttentionContext
 from hooks.modules.block import Block
@@ -56,6 +58,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
         self.tokenizer = tokenizer
+        self.stream: WeightStream | None = None  # gives the weights as they are used, where they are not held
         self.loaded_from: str | None = None  # the name, Hub id or absolute path that `from_pretrained` was given
         # Matrices start without values: torch would draw them from the global generator.
         device = "meta"
@@ -83,7 +86,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed.weight.device
+        return self.embed.weight.device if self.stream is None else self.stream.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,6 +102,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         qk_norm: QKNormConfig | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        stream: bool | None = None,
         ignore_config_keys: Collection[str] = (),
     ) -> "HookedTransformer":
         """Load a model, in eval mode.
@@ -111,18 +115,31 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             qk_norm: run it with this QK-norm instead of its own.
             dtype: type of the weights; when None the source's: what its config says, or the widest in its files.
             device: where to put them.
+            stream: True reads each block's weights from their file when it runs, the next block's meanwhile, and lets
+                them go: memory is about two blocks, whatever the size of the model, and each forward pass reads the
+                file. They cannot be trained or moved, and are there to be looked at inside `resident`. False holds
+                them all; None streams where the whole would not fit in free memory, and says so.
             ignore_config_keys: see `hooks.loading.sources.read_source`.
 
         Raises:
             UnknownModelError: the source cannot be found, or its family has no row in the table.
             ConfigError: the source's config has a key that its family's row does not know.
-            WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged.
+            WeightError: a weight is missing, left over, misshapen or not finite, or a file is damaged. With `stream`
+                what is wrong with values is said when their block is first read.
         """
         checkpoint = read_source(source, dtype=dtype, device=device, ignore_config_keys=ignore_config_keys)
         model = cls(checkpoint.cfg, checkpoint.tokenizer, _empty=True)
-        adopt_weights(
-            model, checkpoint.family, checkpoint.weights, checkpoint.where, check_finite=checkpoint.check_finite
-        )
+        if streams(checkpoint, stream, sum(p.numel() * p.element_size() for p in model.parameters())):
+            WeightStream.of(model, checkpoint).bind(model)
+        else:
+            adopt_weights(
+                model,
+                checkpoint.family,
+                checkpoint.weights,
+                checkpoint.where,
+                read=checkpoint.read if checkpoint.unread else None,
+                check_finite=checkpoint.check_finite,
+            )
         model.eval().loaded_from = checkpoint.origin
         changes = {name: value for name, value in (("rope", rope), ("qk_norm", qk_norm)) if value is not None}
         return model.with_config(**changes) if changes else model
@@ -166,10 +183,34 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         own = dict(self.named_parameters(remove_duplicate=False))
         own = {name: value for name, value in own.items() if not _rescheduled(name, self.rotary, other.rotary)}
         wanted = dict(other.named_parameters(remove_duplicate=False))
-        other.adopt_parameters({name: own[name] for name in wanted if name in own})
+        if self.stream is None:
+            other.adopt_parameters({name: own[name] for name in wanted if name in own})
+        else:
+            self.stream.shared_with(other).bind(other)
         other.loaded_from = self.loaded_from
         other.train(self.training)
         return other.to(self.device)
+
+    def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
+        """Have a block's weights in memory inside the ``with`` block, also of a model that streams them.
+
+        Args:
+            layer: which block.
+            parts: all that is needed of it, as beginnings of parameters' names ("attn.o_proj"); empty is everything.
+        """
+        return nullcontext() if self.stream is None else self.stream.resident(f"blocks.{layer}", parts)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HookedTransformer":
+        """What `to`, `float`, `cuda` and the like do; of a streamed model nothing can be moved or cast."""
+        if self.stream is None:
+            return super()._apply(fn, recurse)
+        here = torch.empty(0, dtype=self.dtype, device=self.device)
+        if (there := fn(here)).dtype != here.dtype or there.device != here.device:
+            raise ConfigError(
+                f"the weights of this model are streamed, as {here.dtype} on {here.device}: load it anew with "
+                "from_pretrained(…, dtype=, device=)"
+            )
+        return self
 
     def adopt_parameters(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Use these Parameter objects as this model's own, without copying.
@@ -206,8 +247,10 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             values["unembed.weight"] = values["embed.weight"]
         self.adopt_parameters(values)
 
-    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream before the first block."""
+    def embed_tokens(
+        self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream before the first block; only attached models may have one that positions are part of."""
         embedded = self.embed(tokens)
         if self.cfg.embed_scale is not None:
             # transformers scales by a tensor of the embedding's dtype: in bfloat16 the factor itself is rounded.
@@ -227,11 +270,14 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         Args:
             tokens: gives the shape.
             position_ids: default counts from 0; with `attention_mask`, from the first token that is not padding.
+                Without one, positions that start again start a new document, which sees no other.
             attention_mask: 1 where a token is real, 0 where it is padding.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
         """
         key_mask = padding_mask(attention_mask, tokens)
-        positions = token_positions(position_ids, tokens, key_mask)
+        positions, documents = token_positions(position_ids, tokens, key_mask), None
+        if position_ids is not None:
+            documents = packed_documents(positions, key_mask, masked=attention_mask is not None)
         last = int(positions.max()) + 1
         if last > self.cfg.n_ctx:
             warnings.warn(
@@ -243,7 +289,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         exact = self.cfg.rope_in_float32 and not self.cfg.round_cos_sin
         dtype = torch.promote_types(self.dtype, torch.float32) if exact else self.dtype
         rotations = {t: rotary(positions, length=rope_length, dtype=dtype) for t, rotary in self.rotary.items()}
-        return AttentionContext(positions, rotations, key_mask)
+        return AttentionContext(positions, rotations, key_mask, documents)
 
     def forward(
         self,
@@ -264,7 +310,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             position_ids: position of each token; see `context`.
             attention_mask: 0 where a token is padding; padding is neither attended to nor counted in the loss.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
-            loss_per_token: give the loss as [batch pos−1] instead of its mean.
+            loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN at the first token of each packed
+                document, which nothing predicts.
 
         Raises:
             InputError: token ids, positions or mask do not fit the model.
@@ -273,7 +320,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         ids = self._check_tokens(tokens)
         context = self.context(ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length)
         if return_type in ("loss", "both") and not loss_per_token:
-            check_predicts(ids, context.key_mask)
+            check_predicts(ids, predicted_tokens(ids, context.key_mask, context.documents))
         resid = self.embed_tokens(ids)
         for block in self.blocks:
             resid = block(resid, context)
@@ -282,8 +329,9 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             return None
         if return_type == "logits":
             return self._logits(resid)
-        nll = self._nll(resid, ids)
-        loss = nll if loss_per_token else mean_loss(nll, context.key_mask)
+        nll = within_documents(self._nll(resid, ids), context.documents)
+        predicted = predicted_tokens(ids, context.key_mask, context.documents)
+        loss = nll if loss_per_token else mean_loss(nll, predicted)
         return (self._logits(resid), loss) if return_type == "both" else loss
 
     def _logits(self, normalized: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
@@ -317,7 +365,8 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer turns q and k into a pattern, its learned sinks included."""
-        return cast(Block, self.blocks[layer]).attn.spec
+        with self.resident(layer, ("attn.sinks",)):
+            return cast(Block, self.blocks[layer]).attn.spec
 
 
 def _rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:

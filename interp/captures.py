@@ -38,6 +38,7 @@ class Capture(CaptureData):
         cache: ActivationCache,
         spec: AttentionSpec | Mapping[int, AttentionSpec] | None = None,
         tokens: Int[Tensor, "*batch pos"] | None = None,
+        positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
     ) -> "Capture":
         """The capture of one sequence whose q and k are already in a cache, such as a TransformerBridge's.
 
@@ -46,10 +47,12 @@ class Capture(CaptureData):
 
         Args:
             cache: what ``run_with_cache`` of a TransformerBridge, a `HookedTransformer` or an attached model returns,
-                at positions from 0 without padding.
+                without padding.
             spec: how q and k become a pattern, in all layers or layer by layer. Our own models know it; for a bridge
                 it must be given, because neither its cache nor its config says it reliably.
             tokens: the token ids, if you want them kept.
+            positions: position of each token, counted from 0 in each of several packed documents. A cache of our own
+                models knows those that it was run with; else they count from 0.
 
         Raises:
             InputError: no spec for a layer, more than one sequence, or a cache that does not say its layout.
@@ -59,7 +62,7 @@ class Capture(CaptureData):
             >>> logits, cache = bridge.run_with_cache(tokens)
             >>> cap = Capture.from_cache(cache, spec=AttentionSpec(scale=bridge.cfg.d_head**-0.5))
         """
-        return _front(data_of_cache(cache, spec, tokens))
+        return _front(data_of_cache(cache, spec, tokens, positions))
 
     @property
     def pattern(self) -> PatternView:
@@ -94,6 +97,7 @@ def capture(
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
     loss: bool = True,
+    positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
     force: bool = False,
 ) -> Capture:
     """Run the model once, layer by layer, and keep q, k, v and the loss of each token.
@@ -113,13 +117,16 @@ def capture(
         layers: which layers to keep; None keeps all.
         loss: whether to compute the loss. Without it the pass ends after the last layer to keep, so that an early layer
             of a very long text costs little; a report needs the loss.
+        positions: position of each token. Where they start again from 0 a new document starts, packed into the same
+            row: no query sees another document, and the first token of each is predicted from nothing (its loss is
+            NaN). None counts from 0 to the end.
         force: go on with an interrupted capture although torch, the threads, the device or the processor changed, and
             last bits with them.
 
     Raises:
         StageError: an unknown stage, one that no layer has, or a layer that the model does not have.
         TextError: fewer than two tokens to read.
-        InputError: token ids that the model does not know.
+        InputError: token ids that the model does not know, or positions that do not count from 0 in each document.
         MaterializationError: the tensors would not fit in memory; with a path they need not.
         CaptureError: the path holds something else, another capture (`CaptureMismatchError`), one that is being written
             (`CaptureBusyError`) or a damaged one (`CaptureDamagedError`).
@@ -129,7 +136,7 @@ def capture(
         >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
-    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss)
+    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, positions)
     if path is None:
         return _front(capture_in_memory(plan))
     write_capture(plan, path, force=force)

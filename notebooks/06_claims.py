@@ -73,7 +73,10 @@ plots.show(watched, title="A small model with QK-norm: largest scores and their 
 FILE = next(p for p in (Path("notebooks/claims_results.jsonl"), Path("claims_results.jsonl")) if p.exists())
 setup, *lines = (json.loads(line) for line in FILE.read_text().splitlines())
 runs = {line["name"]: line for line in lines}
-rates, names = setup["learning_rates"], {"none": "no QK-norm", "before_rope": "norm, RoPE", "after_rope": "RoPE, norm"}
+rates, names = (
+    setup["learning_rates"],
+    {"none": "no QK-norm", "before_rope": "norm before RoPE", "after_rope": "norm after RoPE"},
+)
 seeds = [seed for seed in setup["seeds"] if all(f"{v}@{r:g}/seed{seed}" in runs for v in names for r in rates)]
 print(f"{setup['parameters']:,} parameters, {setup['training_bytes']:,} bytes each, {len(runs)} runs, seeds {seeds}")
 print(f"diverged: {setup['rules']['diverged']}, {setup['pair_loss']:.3f} nats a byte")
@@ -193,8 +196,8 @@ figure.add_annotation(
 )
 figure.update_xaxes(type="log", title="learning rate", tickvals=rates, ticktext=[f"{rate:g}" for rate in rates])
 figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=1, col=2)
-figure.update_layout(height=420, legend={"y": 1.12}, margin={"t": 90})
-readme_figure = figure  # which README.md shows
+figure.update_layout(height=420, legend={"y": 1.12}, margin={"t": 70})
+# README.md shows this figure; notebooks/figures/make_figures.py takes it from here.
 figure.show()
 
 # %%
@@ -237,16 +240,27 @@ for place, rate in enumerate(shown_rates):
                     y=proven,
                     mode="lines",
                     line={"color": COLOURS[variant], "width": 1, "dash": "dash"},
-                    name=f"bound, {name}",
+                    name=f"bound, {name.removeprefix('norm ')}",
                     showlegend=place == 0,
                     row=1,
                     col=place + 1,
                 )
 figure.add_hline(y=LIMIT, line={"dash": "dot", "width": 1.4, "color": theme.LIMIT})
+figure.add_annotation(
+    x=500,
+    y=math.log10(LIMIT),
+    text="q·k leaves float16",
+    xanchor="right",
+    yanchor="bottom",
+    showarrow=False,
+    font={"color": theme.LIMIT},
+    row=1,
+    col=1,
+)
 figure.update_yaxes(type="log", exponentformat="power", dtick=1)
 figure.update_yaxes(title="largest |score|", row=1, col=1)
 figure.update_xaxes(title="step")
-figure.update_layout(height=420, legend={"y": 1.12}, margin={"t": 110})
+figure.update_layout(height=420, legend={"y": 1.12}, margin={"t": 90})
 figure.show()
 
 # %%
@@ -285,9 +299,11 @@ for place, (name, setting) in enumerate(settings.items()):
         x=x, y=y, mode="lines+markers", name=name, line={"color": theme.SERIES[place % len(theme.SERIES)], "width": 1.6}
     )
 figure.add_vline(x=setup["size"]["length"], line={"dash": "dot", "width": 1.2, "color": theme.QUIET})
-figure.update_xaxes(type="log", title="distance [tokens]")
+figure.update_xaxes(
+    type="log", title="distance [tokens]", tickvals=[0.5, 1, 10, 100, 1000], ticktext=[0, 1, 10, 100, 1000]
+)
 figure.update_yaxes(type="log", title="mean attention of a pair", exponentformat="power", dtick=1)
-figure.update_layout(height=420, margin={"t": 110})
+figure.update_layout(height=420, margin={"t": 90})
 figure.show()
 
 # %% [markdown]
@@ -318,7 +334,7 @@ for place, (name, values) in enumerate(stretches.items()):
     )
 figure.update_yaxes(title="loss above the plain model's [nats per byte]")
 figure.update_xaxes(title="stretch of the text, in trained lengths")
-figure.update_layout(height=420, margin={"t": 110})
+figure.update_layout(height=420, margin={"t": 90})
 figure.show()
 
 # %% [markdown]
@@ -542,7 +558,7 @@ twins = {
     "marin, width 768": (3.4339, 3.4338),
     "here, best rate": tuple(float(at_best(v).mean()) for v in ("before_rope", "after_rope")),
 }
-twins = pd.DataFrame(twins, index=["norm, then RoPE", "RoPE, then norm"]).T
+twins = pd.DataFrame(twins, index=["norm before RoPE", "norm after RoPE"]).T
 twins["after − before"] = twins.iloc[:, 1] - twins.iloc[:, 0]
 twins.round(4)
 

@@ -14,7 +14,6 @@ from hooks.attached.masks import HandedMask, MaskRules, handed_mask, table_rules
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import AttachError
 from hooks.functional.attend import attend_fused
-from hooks.functional.place import Place
 
 IMPLEMENTATION = "ropescope"
 HANDLER = "_ropescope_attend"
@@ -75,7 +74,7 @@ def attend_plainly(
 ) -> Tensor:
     """Attend where nobody watches; heads of q, k and v may differ in width."""
     q, k, v, width = same_width(q, k, v)
-    return attend_fused(q, k, v, spec, Place(rules.query_start, rules.key_mask))[..., :width]
+    return attend_fused(q, k, v, spec, rules.place)[..., :width]
 
 
 def same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -13,16 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.masking_utils import (
+    and_masks,
     bidirectional_mask_function,
     causal_mask_function,
     chunked_causal_mask_function,
+    packed_sequence_mask_function,
     prepare_padding_mask,
+    remap_positions_for_packed_sequence,
     sliding_window_bidirectional_mask_function,
     sliding_window_causal_mask_function,
 )
 
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import AttachError
+from hooks.functional.place import Place
 from hooks.functional.visible import visible_keys
 
 _ANYTHING: Any = object()
@@ -42,6 +46,7 @@ class MaskRules:
         query_start: index of the first query among the keys.
         first_key: index of the first key in the whole text, of which a sliding cache keeps the end.
         key_positions: number of the keys, padding not counted, [batch key]; None where their indices are their numbers.
+        documents: indices at which packed documents begin, [batch document]; None where there is one.
         problem: why the mask has no rule.
     """
 
@@ -51,7 +56,13 @@ class MaskRules:
     query_start: int = 0
     first_key: int = 0
     key_positions: Tensor | None = None
+    documents: Tensor | None = None
     problem: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where its queries and keys stand, positions left out."""
+        return Place(self.query_start, self.key_mask, documents=self.documents)
 
 
 def mask_rules(
@@ -73,6 +84,7 @@ def mask_rules(
         if not bool(padding[:, keys].all()):
             shared["key_mask"] = padding[:, keys].bool()
         shared["key_positions"] = _counted(padding)[:, keys]
+    mask_function, shared["documents"] = _unpacked(mask_function)
     if _same(mask_function, causal_mask_function):
         return MaskRules(**shared)
     if _same(mask_function, bidirectional_mask_function):
@@ -88,9 +100,40 @@ def mask_rules(
             return MaskRules(**shared, problem=problem if far else None)
     return MaskRules(
         **shared,
-        problem="its mask is neither causal, sliding nor padding (packed sequences or blocks of image tokens); "
+        problem="its mask is neither causal, sliding, packed documents nor padding (blocks of image tokens); "
         "run one text sequence, with an attention_mask of ones if position_ids have gaps",
     )
+
+
+def _unpacked(mask_function: Any) -> tuple[Any, Tensor | None]:
+    """The rule that holds within each packed document, and where documents begin; None where they are not told apart.
+
+    transformers writes ``and_masks(rule by position, same document)``. Within a document positions rise by 1, so that a
+    rule by position is the same rule by index.
+    """
+    match _closure(mask_function, and_masks(causal_mask_function)):
+        case {"mask_functions": (rule, same)}:
+            numbers = _closure(same, packed_sequence_mask_function(_ANYTHING)).get("packed_sequence_mask")
+            if isinstance(numbers, Tensor):
+                within = _closure(rule, remap_positions_for_packed_sequence(causal_mask_function, _ANYTHING))
+                return within.get("mask_function", rule), _starts(numbers)
+    return mask_function, None
+
+
+def _closure(rule: Any, known: FunctionType) -> dict[str, Any]:
+    """What a mask function closes over, by name, if it is of the same code as a known one."""
+    if not isinstance(rule, FunctionType) or rule.__code__ is not known.__code__:
+        return {}
+    cells = rule.__closure__ or ()
+    return dict(zip(rule.__code__.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+
+
+def _starts(numbers: Tensor) -> Tensor:
+    """Where documents begin, from the number of each token's document; filled up with the number of tokens."""
+    n = numbers.shape[1]
+    begins = torch.nn.functional.pad(numbers.diff() != 0, (1, 0), value=True)
+    starts = torch.arange(n, device=numbers.device).expand_as(begins).masked_fill(~begins, n).sort().values
+    return starts[:, : int(begins.sum(1).max())]
 
 
 def _counted(real: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from hooks.attached.interface import HANDLER, same_width
 from hooks.attached.masks import MaskRules
@@ -19,7 +20,6 @@ from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import AttachError, HookConflictError
-from hooks.functional.place import Place
 from hooks.modules.attention import attend_hooked
 from hooks.modules.hook_point import HookPoint
 
@@ -32,6 +32,7 @@ class Pass(threading.local):
 
     Attributes:
         positions: position of each token where the caller gave them, [batch pos].
+        documents: where the documents begin that are packed into each row, which every mask must then tell apart.
         handed: positions that the model handed the layer that is running, if it did.
         silent: whether layers are being replaced by stand-ins, so that no point may fire.
         by_layer: whether the caller runs one block at a time and has had its embedding already.
@@ -40,6 +41,7 @@ class Pass(threading.local):
     """
 
     positions: Int[Tensor, "batch pos"] | None = None
+    documents: Int[Tensor, "batch document"] | None = None
     handed: Any = None
     silent: bool = False
     by_layer: bool = False
@@ -130,6 +132,7 @@ class AttachedAttention(nn.Module):
                 "outputs before it and hook_attn_out their sum after it"
             )
         weight = cast(nn.Linear, self._facts[0].output).weight
+        weight = weight.mT if isinstance(self._facts[0].output, Conv1D) else weight  # GPT-2's lies the other way round
         return rearrange(weight, "d_model (head d_head) -> head d_head d_model", head=self.n_heads)
 
     def attend(
@@ -138,7 +141,12 @@ class AttachedAttention(nn.Module):
         """Attention of this layer on the model's own q, k and v, past the points at both ends."""
         if not self._run.silent:
             q, k, v = (getattr(self, self._facts[0].final(t))(x) for t, x in (("q", q), ("k", k), ("v", v)))
-        place = Place(rules.query_start, rules.key_mask)
+        place = rules.place
+        if self._run.documents is not None and rules.documents is None:
+            raise AttachError(
+                f"{type(self.original_module).__name__} lets packed documents see each other: its mask does not tell "
+                "them by position_ids that start again; give each document a row of its own, with an attention_mask"
+            )
         if any(getattr(self, name).has_hooks() for name in _BETWEEN):
             positions = self._run.positions
             if positions is not None and q.shape[1] == k.shape[1] == positions.shape[1]:
@@ -228,12 +236,12 @@ class AttachedBlock(nn.Module):
     def forward(self, resid: Float[Tensor, "batch pos d_model"], context: "LayerContext") -> Tensor:
         """Run this layer alone on a residual stream, with what the model would hand it beside that stream."""
         args, kwargs = context.beside[self.layer]
-        before = (self._run.positions, self._run.by_layer)
-        self._run.positions, self._run.by_layer = context.positions, True
+        before = (self._run.positions, self._run.documents, self._run.by_layer)
+        self._run.positions, self._run.documents, self._run.by_layer = context.positions, context.documents, True
         try:
             out = first_tensor(self.layer(resid, *args, **kwargs))
         finally:
-            self._run.positions, self._run.by_layer = before
+            self._run.positions, self._run.documents, self._run.by_layer = before
         assert out is not None
         return out
 
@@ -291,7 +299,9 @@ class LayerContext:
     Attributes:
         positions: position of each token, [batch pos].
         beside: positional and keyword arguments of each layer, the stream left out.
+        documents: where the documents begin that are packed into each row; None when each is one text.
     """
 
     positions: Int[Tensor, "batch pos"]
     beside: dict[nn.Module, tuple[tuple, dict]]
+    documents: Int[Tensor, "batch document"] | None = None

@@ -22,8 +22,8 @@ from hooks.attached.probe import LayerFacts
 from hooks.attached.proof import Limits
 from hooks.attached.registry import AttachedRegistry
 from hooks.attached.schedule import Schedule
-from hooks.base.inputs import check_predicts, padding_mask, token_positions
-from hooks.base.losses import check_return_type, mean_loss, next_token_nll
+from hooks.base.inputs import check_predicts, packed_documents, padding_mask, predicted_tokens, token_positions
+from hooks.base.losses import check_return_type, mean_loss, next_token_nll, within_documents
 from hooks.base.module import NamedHooksModule
 from hooks.base.tokenizing import TokenizingMixin
 from hooks.config.attention_spec import AttentionSpec
@@ -153,9 +153,10 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
             tokens: token ids, or text for the tokenizer.
             return_type: "logits", "loss" (logits never held whole), "both", or None to run the body only.
             position_ids: position of each token; by default the model's own rule, or counted from the first real token
-                where there is padding.
+                where there is padding. Without an attention_mask, positions that start again start a new document.
             attention_mask: 0 where a token is padding.
-            loss_per_token: give the loss as [batch pos−1] instead of its mean.
+            loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN at the first token of each packed
+                document, which nothing predicts.
             **inputs: anything else that the model's forward takes by name, such as ``pixel_values``.
 
         Raises:
@@ -164,17 +165,18 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         """
         check_return_type(return_type)
         ids = self._check_tokens(tokens)
-        call, positions = self._call(ids, position_ids, attention_mask, inputs)
+        call, positions, documents = self._call(ids, position_ids, attention_mask, inputs)
+        predicted = predicted_tokens(ids, padding_mask(attention_mask, ids), documents)
         if return_type in ("loss", "both") and not loss_per_token:
-            check_predicts(ids, padding_mask(attention_mask, ids))
-        with self._at(positions):
+            check_predicts(ids, predicted)
+        with self._at(positions, documents):
             if return_type == "logits":
                 return self._with_head(call).logits
             body = self._base(**call)
         if return_type is None:
             return None
-        nll = self._nll(body, ids)
-        loss = nll if loss_per_token else mean_loss(nll, attention_mask)
+        nll = within_documents(self._nll(body, ids), documents)
+        loss = nll if loss_per_token else mean_loss(nll, predicted)
         return (self._logits(body, ids), loss) if return_type == "both" else loss
 
     @torch.no_grad()
@@ -184,9 +186,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     # One block at a time: what `HookedTransformer` offers for long captures.
 
-    def embed_tokens(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream before the first block."""
-        return self.hook_embed(self._enter(tokens)[0])
+    def embed_tokens(
+        self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream before the first block; some models add an embedding of each position."""
+        return self.hook_embed(self._enter(tokens, position_ids)[0])
 
     def context(
         self,
@@ -224,8 +228,8 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     def _call(
         self, ids: Tensor, position_ids: Any, attention_mask: Tensor | None, inputs: dict[str, Any]
-    ) -> tuple[dict[str, Any], Tensor]:
-        """Keyword arguments of the model's forward, and the position of each token."""
+    ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
+        """Keyword arguments of the model's forward, the position of each token, and where packed documents begin."""
         if not self.is_attached:
             raise AttachError("this model was detached; HookedTransformer.attach(model) attaches it again")
         known = set(inspect.signature(self.original_model.forward).parameters) - {"kwargs"}
@@ -237,19 +241,29 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         real = padding_mask(attention_mask, ids)
         mask = torch.ones_like(ids) if real is None else real.to(ids)
         call = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **inputs}
-        positions = token_positions(position_ids, ids, real)
+        positions, documents = token_positions(position_ids, ids, real), None
+        if position_ids is not None:
+            documents = packed_documents(positions, real, masked=attention_mask is not None)
+        if documents is not None:
+            if len(self.attending_layers) < len(self._blocks):
+                raise AttachError(
+                    f"position_ids start again, and layers of {type(self.original_model).__name__} that call no "
+                    "softmax attention carry what they read from one document into the next; give each a row of its own"
+                )
+            call["attention_mask"] = None  # only then does transformers look for documents in the positions
         if position_ids is not None or real is not None:
             call["position_ids"] = positions
-        return call, positions
+        return call, positions, documents
 
     @contextmanager
-    def _at(self, positions: Tensor) -> Iterator[None]:
-        """Run with these positions known to the rows points."""
-        before, self._run.positions = self._run.positions, positions
+    def _at(self, positions: Tensor, documents: Tensor | None) -> Iterator[None]:
+        """Run with these positions known to the rows points, and documents expected in every mask."""
+        before = self._run.positions, self._run.documents
+        self._run.positions, self._run.documents = positions, documents
         try:
             yield
         finally:
-            self._run.positions = before
+            self._run.positions, self._run.documents = before
 
     def _with_head(self, call: dict[str, Any]) -> Any:
         """The whole model's output."""
@@ -291,7 +305,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
             beside[layer] = (args[1:], kwargs)
             return self._as_returned(layer, stream)
 
-        call, positions = self._call(self._check_tokens(tokens), position_ids, attention_mask, {})
+        call, positions, documents = self._call(self._check_tokens(tokens), position_ids, attention_mask, {})
         with self._silent(stand_in):
             self._base(**call)
         if len(beside) < len(self._blocks) or any(stream is not streams[0] for stream in streams):
@@ -299,11 +313,11 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
                 f"{type(self.original_model).__name__} does more between its layers than hand the residual stream on, "
                 "so they cannot be run one at a time; run the whole model with hooks instead"
             )
-        return streams[0], LayerContext(positions, beside)
+        return streams[0], LayerContext(positions, beside, documents)
 
     def _leave(self, resid: Tensor, tokens: Tensor) -> Any:
         """The body's output if `resid` were what leaves the last layer."""
-        call, _ = self._call(tokens, None, None, {})
+        call, _, _ = self._call(tokens, None, None, {})
         with self._silent(lambda layer, *_, **__: self._as_returned(layer, resid)):
             return self._base(**call)
 

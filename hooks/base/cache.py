@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformer_lens.utilities.slice import Slice
 
 from hooks.base.decomposition import DecomposableCache
 from hooks.base.registry import HookRegistry
@@ -19,11 +20,21 @@ class HasRegistry(Protocol):
 
 
 class ActivationCache(DecomposableCache):
-    """Cached activations by canonical name, alias (``"hook_q_pre_rope", 3``) or TransformerLens shorthand."""
+    """Cached activations by canonical name, alias (``"hook_q_pre_rope", 3``) or TransformerLens shorthand.
 
-    def __init__(self, cache_dict: Mapping[str, Tensor], model: HasRegistry, has_batch_dim: bool = True):
+    Attributes:
+        position_ids: positions that the model was run with, [batch pos] or [pos]; None where none were given.
+    """
+
+    def __init__(
+        self,
+        cache_dict: Mapping[str, Tensor],
+        model: HasRegistry,
+        has_batch_dim: bool = True,
+        position_ids: Tensor | None = None,
+    ):
         super().__init__(dict(cache_dict), model, has_batch_dim=has_batch_dim)
-        self.registry = model.registry
+        self.registry, self.position_ids = model.registry, position_ids
 
     def __getitem__(self, key: str | tuple) -> torch.Tensor:
         """The activation under a name, an alias, or ``(name, layer[, layer_type])``.
@@ -45,8 +56,10 @@ class ActivationCache(DecomposableCache):
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
         """A cache of some rows of the batch; an int drops the batch axis."""
-        kept = super().apply_slice_to_batch_dim(batch_slice)
-        return ActivationCache(kept.cache_dict, self.model, kept.has_batch_dim)
+        kept, positions = super().apply_slice_to_batch_dim(batch_slice), self.position_ids
+        if positions is not None and positions.ndim == 2 and len(positions) > 1:
+            positions = Slice.unwrap(batch_slice).apply(positions, dim=0)
+        return ActivationCache(kept.cache_dict, self.model, kept.has_batch_dim, positions)
 
     def __contains__(self, key: object) -> bool:
         """Whether a name, alias or shorthand is cached."""

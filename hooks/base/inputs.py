@@ -72,48 +72,107 @@ def padding_mask(attention_mask: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[
 
 
 def token_positions(
-    position_ids: Any, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None
+    position_ids: Any,
+    tokens: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"] | None,
+    name: str = "position_ids",
 ) -> Int[Tensor, "batch pos"]:
     """Position of each token: those given, or counted from 0, or from the first token that is not padding.
 
     Args:
-        position_ids: [batch pos], [1 pos] or [pos]; they rise along each row.
+        position_ids: [batch pos], [1 pos] or [pos].
         tokens: give shape and device.
         real: False where a token is padding.
+        name: what they were given as.
 
     Raises:
-        InputError: another shape or type, a negative position, or positions that start again inside a row.
+        InputError: another shape or type, or a negative position.
     """
     if position_ids is None:
         if real is not None:
             return (real.long().cumsum(-1) - 1).clamp(min=0)
         return torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-    positions = _as_tensor("position_ids", position_ids, tokens.device, "integers ≥ 0, one per token")
+    positions = _as_tensor(name, position_ids, tokens.device, "integers ≥ 0, one per token")
     if positions.shape not in (tokens.shape, tokens.shape[1:], (1, tokens.shape[1])):
-        raise InputError(f"position_ids has shape {tuple(positions.shape)}, tokens {tuple(tokens.shape)}")
+        raise InputError(f"{name} has shape {tuple(positions.shape)}, tokens {tuple(tokens.shape)}")
     whole = not (positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool)
     if not whole or bool((positions < 0).any()):
         lowest = f" from {positions.min().item()}" if whole else ""
-        raise InputError(f"position_ids must be integers ≥ 0, not {positions.dtype}{lowest}")
-    positions = positions.long().expand(tokens.shape)
-    falls = positions[:, 1:] < positions[:, :-1]
+        raise InputError(f"{name} must be integers ≥ 0, not {positions.dtype}{lowest}")
+    return positions.long().expand(tokens.shape)
+
+
+def packed_documents(
+    positions: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None, *, masked: bool
+) -> Int[Tensor, "batch document"] | None:
+    """Where the documents begin that are packed into each row: a position that does not rise starts a new one.
+
+    With an attention_mask there are none, as in transformers, which tells documents by their positions only where it is
+    given no mask. Positions that jump forward are gaps in one text; in transformers without a mask they part it too, so
+    gaps beside documents are refused.
+
+    Args:
+        positions: of each token, as they were given.
+        real: False where a token is padding.
+        masked: an attention_mask was given.
+
+    Returns:
+        Indices ascending from 0, filled up with the number of tokens where a row has fewer documents than another; None
+        where each row is one text.
+
+    Raises:
+        InputError: positions that fall where there is an attention_mask, or that both start again and have gaps.
+    """
+    step = positions.diff()
+    again = step < 0 if masked else step <= 0
     if real is not None:
-        falls = falls & real[:, 1:] & real[:, :-1]
-    if bool(falls.any()):
-        row, at = falls.nonzero()[0].tolist()
+        again &= real[:, 1:] & real[:, :-1]
+    if not bool(again.any()):
+        return None
+    row, at = again.nonzero()[0].tolist()
+    found = f"position_ids go from {int(positions[row, at])} to {int(positions[row, at + 1])} inside row {row}"
+    if masked:
         raise InputError(
-            f"position_ids fall from {int(positions[row, at])} to {int(positions[row, at + 1])} inside row {row}: "
-            "texts packed into one row would see each other here; give each a row of its own, with an attention_mask"
+            f"{found}, which starts a new document, and there is an attention_mask, with which packed documents see "
+            "each other in transformers: leave attention_mask out, or give each document a row of its own"
         )
-    return positions
-
-
-def check_predicts(tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> None:
-    """Raise an InputError where no real token follows another, so that there is no mean loss."""
-    pairs = tokens.shape[1] > 1 if real is None else bool((real[:, 1:] & real[:, :-1]).any())
-    if not pairs:
+    if bool((step > 1).any()):
+        gap, to = (step > 1).nonzero()[0].tolist()
         raise InputError(
-            f"no loss: none of the tokens {tuple(tokens.shape)} follows another that is not padding; give two or more"
+            f"{found}, which starts a new document, and from {int(positions[gap, to])} to "
+            f"{int(positions[gap, to + 1])} inside row {gap}, which may be a gap or a document: give positions that "
+            "rise by 1 within each document"
+        )
+    n = positions.shape[1]
+    begins = torch.nn.functional.pad(again, (1, 0), value=True)
+    starts = torch.arange(n, device=positions.device).expand_as(begins).masked_fill(~begins, n).sort().values
+    return starts[:, : int(begins.sum(1).max())]
+
+
+def predicted_tokens(
+    tokens: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"] | None,
+    documents: Int[Tensor, "batch document"] | None = None,
+) -> Bool[Tensor, "batch pos-1"] | None:
+    """Which tokens after the first follow another of their own text, and so are predicted; None where all are."""
+    if real is None and documents is None:
+        return None
+    pairs = torch.ones_like(tokens[:, 1:], dtype=torch.bool)
+    if real is not None:
+        pairs &= real[:, 1:] & real[:, :-1]
+    if documents is not None:
+        # A row that has fewer documents names an index past its end.
+        begins = torch.zeros(len(tokens), tokens.shape[1] + 1, dtype=torch.bool, device=tokens.device)
+        pairs &= ~begins.scatter_(1, documents.to(tokens.device), True)[:, 1:-1]
+    return pairs
+
+
+def check_predicts(tokens: Int[Tensor, "batch pos"], predicted: Bool[Tensor, "batch pos-1"] | None) -> None:
+    """Raise an InputError where no token is predicted from another, so that there is no mean loss."""
+    if not (tokens.shape[1] > 1 if predicted is None else bool(predicted.any())):
+        raise InputError(
+            f"no loss: none of the tokens {tuple(tokens.shape)} follows another of its text that is not padding; give "
+            "two or more"
         )
 
 

@@ -15,6 +15,7 @@ from transformer_lens import FactoredMatrix
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import InputError
 from hooks.modules.norms import Norm
+from hooks.modules.weight_views import present
 
 Tokens = str | int | Int[Tensor, "*batch_pos"]
 
@@ -58,18 +59,18 @@ class StackedWeights:
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
         """Token embedding, before ``cfg.embed_scale``."""
-        return self.embed.weight
+        return present(self.embed.weight)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
         """Unembedding, before ``cfg.logit_scale`` and without the final norm's gain."""
-        return self.unembed.weight.T
+        return present(self.unembed.weight).T
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
         """Unembedding bias, zeros where the model has none."""
         bias = self.unembed.bias
-        return self.unembed.weight.new_zeros(self.unembed.out_features) if bias is None else bias
+        return present(self.unembed.weight).new_zeros(self.unembed.out_features) if bias is None else bias
 
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
@@ -165,7 +166,7 @@ class LensMixin(StackedWeights):
         Args:
             tokens: a token's text, its id, or a tensor of ids; a tensor of one id counts as that id.
         """
-        return self.unembed.weight[self._token_ids(tokens)] * (self.cfg.logit_scale or 1.0)
+        return present(self.unembed.weight)[self._token_ids(tokens)] * (self.cfg.logit_scale or 1.0)
 
     def logit_bias(self, tokens: Tokens) -> Float[Tensor, "*batch_pos"]:
         """The part of the tokens' logits that no component of the residual stream gives.
@@ -184,7 +185,7 @@ class LensMixin(StackedWeights):
     def _token_ids(self, tokens: Tokens) -> Int[Tensor, "*batch_pos"]:
         """Ids on the model's device; one id has no axes, as in TransformerLens."""
         ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
-        ids = torch.as_tensor(ids, device=self.unembed.weight.device)
+        ids = torch.as_tensor(ids, device=present(self.unembed.weight).device)
         return ids.reshape(()) if ids.numel() == 1 else ids
 
     def accumulated_bias(
@@ -200,7 +201,7 @@ class LensMixin(StackedWeights):
         Raises:
             InputError: an output bias passes a post-norm, so that it is no constant.
         """
-        total = self.unembed.weight.new_zeros(self.cfg.d_model)
+        total = present(self.unembed.weight).new_zeros(self.cfg.d_model)
         with_own_attention = mlp_input and not self.cfg.parallel_attn_mlp
         for index in range(layer + with_own_attention):
             block: Any = self.blocks[index]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from hooks.base.inputs import predicted_tokens
 from hooks.errors import InputError
 
 ReturnType = Literal["logits", "loss", "both"]
@@ -56,11 +57,14 @@ def next_token_nll(
     return torch.cat(parts, 1) if parts else torch.empty(tokens.shape[0], 0, dtype=wide, device=tokens.device)
 
 
-def mean_loss(
-    nll: Float[Tensor, "batch pos-1"], mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None
-) -> Float[Tensor, ""]:
-    """Mean over predicted tokens; a pair with padding (0 in ``mask``) on either side does not count."""
-    if mask is None:
-        return nll.mean()
-    real = mask.to(nll.device).bool()
-    return nll[real[:, 1:] & real[:, :-1]].mean()
+def mean_loss(nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch pos-1"] | None) -> Float[Tensor, ""]:
+    """Mean over the tokens that are predicted from one of their own text, see `inputs.predicted_tokens`."""
+    return nll.mean() if predicted is None else nll[predicted.to(nll.device)].mean()
+
+
+def within_documents(
+    nll: Float[Tensor, "batch pos-1"], documents: Int[Tensor, "batch document"] | None
+) -> Float[Tensor, "batch pos-1"]:
+    """The losses, NaN at the first token of each packed document: what stands before it is another text."""
+    predicted = predicted_tokens(nll.new_empty(len(nll), nll.shape[1] + 1), None, documents)
+    return nll if predicted is None else nll.masked_fill(~predicted, torch.nan)

@@ -1,7 +1,7 @@
 """Names on top of TransformerLens' HookedRootModule: aliases and globs work, and a wrong name raises."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -46,6 +46,10 @@ class NamedHooksModule(HookedRootModule):
             ...
 
         def _check_tokens(self, tokens: Any) -> Tensor: ...
+
+    def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
+        """Have a block's weights in memory inside the ``with`` block; where all of them are, there is nothing to do."""
+        return nullcontext()
 
     def hook_names(self, selector: NameSelector | None = None) -> list[str]:
         """Canonical hook names, all of them or those that a name, alias, glob or predicate selects."""
@@ -236,7 +240,7 @@ class NamedHooksModule(HookedRootModule):
             HookNameError: the filter matches nothing.
             MaterializationError: the full tensors that the filter selects would not fit in memory.
         """
-        _window(kwargs.get("pos_slice"))
+        window = _window(kwargs.get("pos_slice"))
         self.check_cache_fits(self.resolve_filter(names_filter), *model_args)
         kept_on = None if device is None else torch.device(device)
         output, cache = super().run_with_cache(
@@ -244,7 +248,10 @@ class NamedHooksModule(HookedRootModule):
         )
         if not return_cache_object:
             return output, cache
-        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        positions = kwargs.get("position_ids")
+        if positions is not None:
+            positions = window.apply(torch.as_tensor(positions), dim=-1)
+        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim, position_ids=positions)
 
     def check_cache_fits(self, names: list[str], *model_args: Any) -> None:
         """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""

@@ -55,19 +55,22 @@ class AttentionSpec:
             object.__setattr__(self, "alibi_slopes", slopes)
 
     def seen(
-        self, query_index: Int[Tensor, "*query"], n_keys: int
-    ) -> tuple[Int[Tensor, "*query"], Int[Tensor, "*query"]]:
+        self, query_index: Int[Tensor, "*query"], n_keys: int, documents: Int[Tensor, "*batch document"] | None = None
+    ) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
         """The run of keys that each query sees: every mask rule is one run, and this is the one place that says which.
 
         ``first = i − window + 1`` (0 without a window) and ``stop = i + 1`` (causal), ``i + window`` or ``n_keys``,
-        both within ``0 … n_keys``.
+        both within ``0 … n_keys``, and within the query's document where several are packed into one row.
 
         Args:
             query_index: Indices of the queries in the sequence; the keys' are counted from 0.
             n_keys: How many keys there are.
+            documents: Indices at which documents begin, ascending from 0; rows of a batch that have fewer than others
+                are filled up with indices past the last key. None is one document.
 
         Returns:
-            Index of the first key that each query sees, and one past the last; the same where it sees none.
+            Index of the first key that each query sees, and one past the last; the same where it sees none. With a
+            leading batch axis where ``documents`` has one.
         """
         i = query_index.long()
         first, stop = torch.zeros_like(i), torch.full_like(i, n_keys)
@@ -75,7 +78,11 @@ class AttentionSpec:
             first, stop = i - self.window + 1, i + self.window
         if self.causal:
             stop = i + 1
-        return first.clamp(0, n_keys), stop.clamp(0, n_keys)
+        first, stop = first.clamp(0, n_keys), stop.clamp(0, n_keys)
+        if documents is None:
+            return first, stop
+        begin, end = _document_of(i, n_keys, documents)
+        return torch.maximum(first, begin), torch.minimum(stop, end)
 
     def _plain(self) -> tuple[object, ...]:
         """Every field that compares as an ordinary value."""
@@ -90,3 +97,14 @@ class AttentionSpec:
 
     def __hash__(self) -> int:
         return hash(self._plain())
+
+
+def _document_of(
+    index: Int[Tensor, "*query"], n_keys: int, documents: Int[Tensor, "*batch document"]
+) -> tuple[Int[Tensor, "*rows"], Int[Tensor, "*rows"]]:
+    """Where the document of each index begins and ends, with a leading batch axis where ``documents`` has one."""
+    starts = documents.to(index.device).contiguous()
+    shape = (*starts.shape[:-1], *index.shape)
+    place = torch.searchsorted(starts, index.flatten().expand(*starts.shape[:-1], -1).contiguous(), right=True)
+    edges = torch.cat((starts, torch.full_like(starts[..., :1], n_keys)), -1).clamp_max(n_keys)
+    return edges.gather(-1, place - 1).view(shape), edges.gather(-1, place).view(shape)

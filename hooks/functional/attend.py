@@ -78,25 +78,27 @@ def attend_fused(
     n_queries, n_keys = q.shape[1], k.shape[1]
     sliding = spec.window is not None and spec.window < max(place.query_start + n_queries, n_keys)
     # is_causal lines up the first query with the first key: wrong with an offset.
-    if place.key_mask is None and not sliding and (place.query_start == 0 or not spec.causal):
+    one_text = place.key_mask is None and place.documents is None
+    if one_text and not sliding and (place.query_start == 0 or not spec.causal):
         return fused_kernel(q, k, v, spec.scale, causal=spec.causal)
 
     @lru_cache(maxsize=1)
     def shared_mask(height: int, width: int, ahead: int) -> Tensor | None:
         """The mask of a block, for all blocks whose first row is as far ahead of their first key."""
-        return additive_mask(spec, RowBlock(slice(0, height), slice(0, width)), ahead, None, q.dtype, q.device)
+        return additive_mask(spec, RowBlock(slice(0, height), slice(0, width)), Place(ahead), q.dtype, q.device)
 
     def block_z(block: RowBlock) -> Tensor:
         """The fused kernel on one block."""
         rows, keys = block
-        if place.key_mask is None:
+        if one_text:
             ahead = place.query_start + rows.start - keys.start
             mask = shared_mask(rows.stop - rows.start, keys.stop - keys.start, ahead)
         else:
-            mask = additive_mask(spec, block, place.query_start, place.key_mask, q.dtype, q.device)
+            mask = additive_mask(spec, block, place, q.dtype, q.device)
         return fused_kernel(q[:, rows], k[:, keys], v[:, keys], spec.scale, mask=mask)
 
-    blocks = row_blocks(spec, n_queries, n_keys, _SLIDING_HEIGHT if sliding else _MASKED_HEIGHT, place.query_start)
+    height = _SLIDING_HEIGHT if sliding else _MASKED_HEIGHT
+    blocks = row_blocks(spec, n_queries, n_keys, height, place.query_start, place.documents)
     # Autograd would keep a mask for every block: together n × n unless a window narrows them.
     return _run(q, block_z, blocks, recompute=not sliding and _tracks_grad(q, k, v))
 
@@ -222,7 +224,7 @@ def _rows(
     widest = n_keys if spec.window is None else min(n_keys, 2 * spec.window + _ROWS_HEIGHT)
     row_bytes = 3 * q.shape[0] * q.shape[2] * widest * max(q.element_size(), 4)
     height = max(min(memory_budget // row_bytes, _ROWS_HEIGHT), 1)
-    blocks = row_blocks(spec, n_queries, n_keys, height, place.query_start)
+    blocks = row_blocks(spec, n_queries, n_keys, height, place.query_start, place.documents)
     return _run(q, block_z, blocks, recompute=_tracks_grad(q, k, v, spec.sinks))
 
 
@@ -264,7 +266,7 @@ def _scores(q: Tensor, k: Tensor, spec: AttentionSpec, place: Place, block: RowB
     grouped = q.unflatten(2, (n_kv_heads, -1)).permute(0, 2, 3, 1, 4).reshape(batch * n_kv_heads, -1, d_head)
     products = torch.bmm(grouped, k.permute(0, 2, 3, 1).flatten(0, 1)).view(batch, n_heads, n_rows, -1)
     scores = finish_scores(products, spec, *place.positions(block.rows, block.keys, q.device))
-    mask = additive_mask(spec, block, place.query_start, place.key_mask, q.dtype, q.device)
+    mask = additive_mask(spec, block, place, q.dtype, q.device)
     return scores if mask is None else scores.add_(mask)
 
 

@@ -16,12 +16,15 @@ class Place:
         key_mask: True where a key is real; None when all are.
         query_positions: Positions of the queries in tokens; by default their indices.
         key_positions: Positions of the keys in tokens; by default their indices.
+        documents: Indices of the keys at which documents begin, of which none sees another; as
+            `hooks.config.attention_spec.AttentionSpec.seen` takes them. None is one document.
     """
 
     query_start: int = 0
     key_mask: Bool[Tensor, "batch key"] | None = None
     query_positions: Int[Tensor, "*batch query"] | None = None
     key_positions: Int[Tensor, "*batch key"] | None = None
+    documents: Int[Tensor, "*batch document"] | None = None
 
     def plain(self) -> "Place":
         """The same place without a mask that hides nothing, and positions as [n] where all batch rows have the same."""
@@ -31,6 +34,7 @@ class Place:
             key_mask=self.key_mask.bool() if self.key_mask is not None and hides else None,
             query_positions=_shared(self.query_positions),
             key_positions=_shared(self.key_positions),
+            documents=_shared(self.documents),
         )
 
     def positions(
@@ -56,7 +60,7 @@ def _part(
 
 
 def _shared(positions: Int[Tensor, "*batch n"] | None) -> Int[Tensor, "*batch n"] | None:
-    """Positions as [n] when every batch row has the same ones."""
+    """Positions, or starts of documents, as [n] when every batch row has the same ones."""
     if positions is None or positions.ndim != 2:
         return positions
     # One row, or one expanded to many: known without a look at the device.

@@ -17,6 +17,7 @@ from hooks.families.family import Family, Part
 from hooks.families.table import FAMILIES
 from hooks.loading.gguf_header import StoredTensor, read_header
 from hooks.loading.gguf_rope import ROPE_KEYS, ROPE_TENSORS, decimal, rope_settings, rotated_share
+from hooks.loading.weight_files import WeightFile
 from hooks.loading.weights import check_sizes
 
 # config.json key ← GGUF key after the architecture's prefix.
@@ -68,27 +69,27 @@ _FUSED = {"attn_qkv": "attn.q_proj", "ffn_up": "mlp.up_proj"}
 
 @dataclass(frozen=True)
 class GGUFModel:
-    """A GGUF file, read.
+    """A GGUF file: what it describes, and how to get at its values.
 
     Attributes:
         config: what its config.json would say.
-        weights: dequantised tensors under transformers' names, in the layout of transformers.
+        shapes: its tensors on the meta device, under transformers' names and in the layout of transformers.
+        read: the dequantised values of one of them.
         provenance: how the weights were stored, and the constants that the format cannot carry, each with its source.
         has_tokenizer: whether the file carries a vocabulary.
+        file: the file as it was.
     """
 
     config: dict[str, Any]
-    weights: dict[str, Tensor]
+    shapes: dict[str, Tensor]
+    read: Callable[[str], Tensor]
     provenance: dict[str, str]
     has_tokenizer: bool
+    file: WeightFile
 
 
-def read_gguf(path: Path, on_tensor: Callable[[int, int], None] | None = None) -> GGUFModel:
-    """Read and dequantise a GGUF file.
-
-    Args:
-        path: the file.
-        on_tensor: called with (tensors done, tensors in all), for a progress bar.
+def describe_gguf(path: Path) -> GGUFModel:
+    """Read what a GGUF file says of itself, and none of its weights.
 
     Raises:
         UnknownModelError: its architecture has no row in the family table.
@@ -96,20 +97,41 @@ def read_gguf(path: Path, on_tensor: Callable[[int, int], None] | None = None) -
         WeightError: the file is damaged, or a tensor has no place in the model.
     """
     header = read_header(path)
+    file = WeightFile.at(path)
     family = _family(header.fields, path)
     config, provenance = _config(header.fields, header.tensors, family)
-    stored = {name: tensor for name, tensor in header.tensors.items() if name not in ROPE_TENSORS}
-    places = {name: _place(tensor, family) for name, tensor in stored.items()}
-    shapes = {places[name]: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
+    stored = {_place(each, family): each for name, each in header.tensors.items() if name not in ROPE_TENSORS}
+    shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     check_sizes(family.config(config), family, shapes, str(path))
-    weights: dict[str, Tensor] = {}
-    for done, (name, tensor) in enumerate(stored.items()):
-        weights[places[name]] = _weight(tensor, family, config)
-        if on_tensor is not None:
-            on_tensor(done + 1, len(stored))
     kinds = ", ".join(sorted({tensor.kind.name for tensor in stored.values()}))
     provenance["weights"] = f"dequantised to float32 from GGUF ({kinds})"
-    return GGUFModel(config, weights, provenance, "tokenizer.ggml.tokens" in header.fields)
+    return GGUFModel(
+        config,
+        shapes,
+        lambda name: _weight(stored[name], file, family, config),
+        provenance,
+        "tokenizer.ggml.tokens" in header.fields,
+        file,
+    )
+
+
+def read_gguf(path: Path, on_tensor: Callable[[int, int], None] | None = None) -> tuple[GGUFModel, dict[str, Tensor]]:
+    """A GGUF file, and all its weights dequantised.
+
+    Args:
+        path: the file.
+        on_tensor: called with (tensors done, tensors in all), for a progress bar.
+
+    Raises:
+        WeightError: as of `describe_gguf`, or a tensor cannot be dequantised.
+    """
+    model = describe_gguf(path)
+    weights: dict[str, Tensor] = {}
+    for done, name in enumerate(model.shapes):
+        weights[name] = model.read(name)
+        if on_tensor is not None:
+            on_tensor(done + 1, len(model.shapes))
+    return model, weights
 
 
 def _family(fields: Mapping[str, Any], path: Path) -> Family:
@@ -185,15 +207,15 @@ def _place(tensor: StoredTensor, family: Family) -> str:
     return theirs.format(p=family.prefixes[0], i=ours[1])
 
 
-def _weight(tensor: StoredTensor, family: Family, config: Mapping[str, Any]) -> Tensor:
+def _weight(tensor: StoredTensor, file: WeightFile, family: Family, config: Mapping[str, Any]) -> Tensor:
     """The dequantised, un-permuted values of one tensor."""
     assert family.gguf is not None
+    stored = file.read(tensor.name, tensor.start, tensor.data.nbytes).reshape(tensor.data.shape)
     try:
-        values = gguf.dequantize(tensor.data, tensor.kind).astype(np.float32, copy=False)
+        values = gguf.dequantize(stored, tensor.kind).astype(np.float32, copy=False)
     except (NotImplementedError, ValueError) as error:
         raise WeightError(f"tensor {tensor.name!r} cannot be dequantised from {tensor.kind.name}: {error}") from error
-    # An unquantised tensor still is the file's own read-only pages.
-    weight = torch.from_numpy(values if values.flags.writeable else values.copy())
+    weight = torch.from_numpy(values)
     if family.gguf.norm_plus_one and "norm" in tensor.name:
         weight = weight - 1
     if family.gguf.interleaved and (".attn_q." in tensor.name or ".attn_k." in tensor.name):

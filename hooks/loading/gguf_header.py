@@ -40,12 +40,14 @@ class StoredTensor:
         shape: rows first, as in transformers.
         kind: how its values are stored.
         data: its bytes, [*rows, bytes of a row]; pages are read when they are used.
+        start: where they begin in the file.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
     data: UInt8[np.ndarray, "*rows row_bytes"]
+    start: int
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class _Reader:
                 raise _DamagedError(f"tensor {name!r} ends beyond the file")
             places.append((offset, offset + size, name))
             data = np.asarray(self.data[start + offset : start + offset + size])
-            found[name] = StoredTensor(name, shape, kind, data.reshape(*shape[:-1], -1))
+            found[name] = StoredTensor(name, shape, kind, data.reshape(*shape[:-1], -1), start + offset)
         places.sort()
         for (_, end, one), (begin, _, other) in pairwise(places):
             if begin < end:

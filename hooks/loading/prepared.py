@@ -145,10 +145,10 @@ def _prepare(name: str, model: KnownModel, scratch: Path) -> None:
         found = sha256(source)
         if found != model.sha256:
             raise WeightError(f"{source} has sha256 {found}, not {model.sha256}; reinstall it: {model.install}")
-        read = read_gguf(source, lambda done, total: step("dequantising", done, total))
+        read, weights = read_gguf(source, lambda done, total: step("dequantising", done, total))
         step("writing", 0, 2)
         _write_json(out / "config.json", read.config)
-        save_file(read.weights, out / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
         step("writing", 1, 2)
         save_gguf_tokenizer(source, out)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(out.iterdir())}

@@ -16,12 +16,13 @@ from hooks.errors import ConfigError, UnknownModelError, WeightError
 from hooks.families.family import Family
 from hooks.families.table import family_of
 from hooks.loading.files import check_regular, kind_of, read_json
-from hooks.loading.gguf import read_gguf
+from hooks.loading.gguf import describe_gguf
 from hooks.loading.precision import FLOATING, stored_dtype, widest
 from hooks.loading.prepared import KNOWN_MODELS, MARKER, prepared_model
 from hooks.loading.tensor_files import read_safetensors
 from hooks.loading.tokenizers import directory_tokenizer, gguf_tokenizer, prepared_tokenizer, prepends_bos
-from hooks.loading.weights import check_sizes
+from hooks.loading.weight_files import StoredTensors, WeightFile
+from hooks.loading.weights import ReadTensor, check_sizes
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Checkpoint:
     Attributes:
         cfg: the architecture.
         family: how the weights are named.
-        weights: the tensors under the checkpoint's own names.
+        weights: the tensors under the checkpoint's own names; on the meta device where only `read` has the values.
         where: what errors call the checkpoint.
         check_finite: whether its values have still to be looked at.
         tokenizer: its tokenizer, if it has one.
         origin: what would load the same model again in another process.
+        read: the values of one tensor, from its file and into memory of its own; None where there is no file.
+        files: the files that it reads.
     """
 
     cfg: HookedTransformerConfig
@@ -45,6 +48,13 @@ class Checkpoint:
     check_finite: bool = True
     tokenizer: Any = None
     origin: str | None = None
+    read: ReadTensor | None = None
+    files: tuple[WeightFile, ...] = ()
+
+    @property
+    def unread(self) -> bool:
+        """Whether `weights` are shapes alone, of which `read` has the values."""
+        return self.read is not None and all(tensor.is_meta for tensor in self.weights.values())
 
 
 def read_source(
@@ -208,9 +218,11 @@ def _from_directory(directory: Path, name: str, **options: Any) -> Checkpoint:
             f"{directory} holds a PEFT adapter and no model; load it with peft and pass model.merge_and_unload()"
         )
     hf = read_json(directory / "config.json")
-    weights = read_safetensors(directory)
+    weights, places = read_safetensors(directory)
+    stored = StoredTensors(places)
+    found = {"read": stored.read, "files": stored.files, **options}
     if not (directory / MARKER).exists():
-        return _describe(hf, weights, str(directory), name, tokenizer=directory_tokenizer(directory), **options)
+        return _describe(hf, weights, str(directory), name, tokenizer=directory_tokenizer(directory), **found)
     # A prepared model was checked when it was made; its marker knows what its config.json cannot.
     return _describe(
         hf,
@@ -220,17 +232,23 @@ def _from_directory(directory: Path, name: str, **options: Any) -> Checkpoint:
         tokenizer=prepared_tokenizer(directory),
         provenance=read_json(directory / MARKER)["provenance"],
         check_finite=False,
-        **options,
+        **found,
     )
 
 
 def _from_gguf(path: Path, **options: Any) -> Checkpoint:
-    """A GGUF file, dequantised to float32 in memory."""
-    read = read_gguf(path)
-    tokenizer = gguf_tokenizer(path) if read.has_tokenizer else None
-    provenance = read.provenance
+    """A GGUF file, whose tensors are dequantised to float32 as they are read."""
+    found = describe_gguf(path)
     return _describe(
-        read.config, read.weights, str(path), path.stem, tokenizer=tokenizer, provenance=provenance, **options
+        found.config,
+        found.shapes,
+        str(path),
+        path.stem,
+        tokenizer=gguf_tokenizer(path) if found.has_tokenizer else None,
+        provenance=found.provenance,
+        read=found.read,
+        files=(found.file,),
+        **options,
     )
 
 
@@ -266,6 +284,8 @@ def _describe(
     tokenizer: Any = None,
     provenance: Mapping[str, str] | None = None,
     check_finite: bool = True,
+    read: ReadTensor | None = None,
+    files: tuple[WeightFile, ...] = (),
 ) -> Checkpoint:
     """What a config and its weights describe."""
     family = family_of(hf)
@@ -281,4 +301,4 @@ def _describe(
         provenance={**cfg.provenance, **(provenance or {})},
         **bos,
     )
-    return Checkpoint(cfg, family, weights, where, check_finite, tokenizer)
+    return Checkpoint(cfg, family, weights, where, check_finite, tokenizer, read=read, files=files)

@@ -16,8 +16,8 @@ _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 
 
-def read_safetensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of a directory, memory-mapped: pages are read when a tensor is used.
+def read_safetensors(directory: Path) -> tuple[dict[str, Tensor], dict[str, Path]]:
+    """Every tensor of a directory, memory-mapped: pages are read when a tensor is used; and the file of each.
 
     Where there is an index, a tensor comes from the file that the index names, whatever other files hold under its
     name. A tensor that no index places may lie in several files only with the same values.
@@ -54,7 +54,7 @@ def read_safetensors(directory: Path) -> dict[str, Tensor]:
             f"{_INDEX} places {missing[0]} in {placed[missing[0]]}, which does not hold it"
             f"{f' ({len(missing) - 1} more like it)' if len(missing) > 1 else ''}; fetch that file of {directory} again"
         )
-    return tensors
+    return tensors, {key: directory / name for key, name in source.items()}
 
 
 def _index(path: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Give a model its weights: every tensor of a checkpoint used exactly once, of the right shape, and finite."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -13,6 +14,8 @@ from hooks.errors import WeightError
 from hooks.families.family import Family, Part, PerHead, Source
 from hooks.loading.precision import FLOATING
 from hooks.modules.block import Block
+
+ReadTensor = Callable[[str], Tensor]
 
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 _SHOWN = 4
@@ -37,8 +40,29 @@ class TakesWeights(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How one of our parameters is made of a checkpoint's tensors.
+
+    Attributes:
+        source: the row's entry for it.
+        theirs: the tensors that it needs, under the names that the checkpoint has for them.
+        shape: what it must have.
+    """
+
+    source: Source
+    theirs: tuple[str, ...]
+    shape: torch.Size
+
+
 def adopt_weights(
-    model: TakesWeights, family: Family, tensors: Mapping[str, Tensor], where: str, *, check_finite: bool = True
+    model: TakesWeights,
+    family: Family,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    *,
+    read: ReadTensor | None = None,
+    check_finite: bool = True,
 ) -> None:
     """Make `tensors` the parameters of `model`, sharing their memory where dtype and device already agree.
 
@@ -47,44 +71,85 @@ def adopt_weights(
         family: how the checkpoint names its tensors.
         tensors: the checkpoint under its own names.
         where: what to call the checkpoint in errors.
+        read: gives the values of a tensor by its name, where `tensors` has only shapes.
         check_finite: look for NaN and inf, which reads every byte.
 
     Raises:
         WeightError: a tensor is missing, left over, of the wrong shape, not floating point, or not finite.
     """
-    tensors, prefix = _named(model.cfg, family, tensors)
-    dtype, device = model.cfg.dtype, model.cfg.device
+    read = read or tensors.__getitem__
+    recipes = weight_recipes(model, family, tensors, read, where)
+    adopted = {
+        name: read_weight(recipe, read, model.cfg, where, check_finite=check_finite) for name, recipe in recipes.items()
+    }
+    if "unembed.weight" not in adopted and model.cfg.tie_word_embeddings:
+        adopted["unembed.weight"] = adopted["embed.weight"]
+    model.adopt_parameters(adopted)
+
+
+def weight_recipes(
+    model: TakesWeights, family: Family, tensors: Mapping[str, Tensor], read: ReadTensor, where: str
+) -> dict[str, Recipe]:
+    """How each parameter is made; every name and shape is checked, and of values only those that the family fixes.
+
+    A tied unembedding has no recipe of its own, nor have learnable frequencies: they start from the schedule.
+
+    Args:
+        model: built on the meta device.
+        family: how the checkpoint names its tensors.
+        tensors: the checkpoint under its own names; they may be on the meta device.
+        read: gives the values of one of them.
+        where: what to call the checkpoint in errors.
+
+    Raises:
+        WeightError: a tensor is missing, left over, of the wrong shape, or not floating point.
+    """
+    named, prefix, originals = _named(model.cfg, family, tensors)
     used: set[str] = set()
     missing: list[str] = []
-    adopted: dict[str, nn.Parameter] = {}
+    recipes: dict[str, Recipe] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name.startswith("rotary."):
-            continue  # learnable frequencies start from the schedule; no checkpoint has them
+            continue
         if name == "unembed.weight" and model.cfg.tie_word_embeddings:
-            used |= _tied(family, tensors, prefix, where)
-            adopted[name] = adopted["embed.weight"]
+            used |= _tied(family, named, originals, read, prefix, where)
             continue
         source = _source(family, name)
         heads = range(parameter.shape[0]) if isinstance(source, PerHead) else range(1)
         theirs = [_template(source).format(p=prefix, i=_layer(name), h=head) for head in heads]
-        absent = [each for each in theirs if each not in tensors]
+        absent = [each for each in theirs if each not in named]
         if absent:
             missing += absent
             continue
         used.update(theirs)
-        tensor = _put_together(source, {each: tensors[each] for each in theirs}, model.cfg, where)
-        _check(theirs[0], tensor, parameter, where)
-        cast = tensor.detach().to(device=device, dtype=dtype)
-        _check_finite(theirs[0], tensor, cast, where, always=check_finite)
-        adopted[name] = nn.Parameter(cast)
+        parts = {each: named[each].to("meta") for each in theirs}
+        _check(theirs[0], _put_together(source, parts, model.cfg, where), parameter.shape, where)
+        recipes[name] = Recipe(source, tuple(originals.get(each, each) for each in theirs), parameter.shape)
     if missing:
         raise WeightError(f"{where} lacks {_some(missing)}; {_why_missing(missing, family)}")
-    extra = [t for t in tensors if t not in used and not _is_known(t, tensors[t], family, where)]
+    extra = [t for t in named if t not in used and not _is_known(t, read, originals, family, where)]
     if extra:
         raise WeightError(
             f"{where} has weights with no place in the model that its config describes: {_some(sorted(extra))}"
         )
-    model.adopt_parameters(adopted)
+    return recipes
+
+
+def read_weight(
+    recipe: Recipe, read: ReadTensor, cfg: HookedTransformerConfig, where: str, *, check_finite: bool = True
+) -> nn.Parameter:
+    """One of our parameters, of the model's type and on its device.
+
+    Raises:
+        WeightError: it is not finite, or its values are not there.
+    """
+    tensor = _put_together(recipe.source, {each: read(each) for each in recipe.theirs}, cfg, where)
+    name = recipe.theirs[0]
+    if tensor.is_meta:
+        raise WeightError(f"{name} in {where} is on the meta device; load the model onto a real device")
+    cast = tensor.detach().to(device=cfg.device, dtype=cfg.dtype)
+    _check_finite(name, tensor, cast, where, always=check_finite)
+    return nn.Parameter(cast)
 
 
 def check_sizes(cfg: HookedTransformerConfig, family: Family, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -101,7 +166,7 @@ def check_sizes(cfg: HookedTransformerConfig, family: Family, tensors: Mapping[s
     Raises:
         WeightError: there are fewer layers than the config has, or a tensor of another shape.
     """
-    named, prefix = _named(cfg, family, tensors)
+    named, prefix, _ = _named(cfg, family, tensors)
     layers = _layers(family, named, prefix)
     if layers and cfg.n_layers > len(layers):
         absent = next(i for i in range(cfg.n_layers) if i not in layers)
@@ -131,19 +196,20 @@ def check_sizes(cfg: HookedTransformerConfig, family: Family, tensors: Mapping[s
 
 def _named(
     cfg: HookedTransformerConfig, family: Family, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], str]:
-    """The tensors under today's names, and what stands before the decoder's names in this checkpoint.
+) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """The tensors under today's names, what stands before the decoder's names in this checkpoint, its own names.
 
     A tied checkpoint may keep its one matrix under the name of the unembedding alone.
     """
-    named = {family.renamed.get(name, name): tensor for name, tensor in tensors.items()}
+    originals = {family.renamed.get(name, name): name for name in tensors}
+    named = {name: tensors[theirs] for name, theirs in originals.items()}
     embed, head = (_template(family.weights[name]) for name in ("embed.weight", "unembed.weight"))
     marks = (embed, _template(_source(family, "blocks.0.attn.q_proj.weight")).replace("{i}", "0"))
     prefix = next((p for mark in marks for p in family.prefixes if mark.format(p=p) in named), family.prefixes[0])
     ours, theirs = embed.format(p=prefix), head.format(p=prefix)
     if cfg.tie_word_embeddings and ours not in named and theirs in named:
-        named[ours] = named[theirs]
-    return named, prefix
+        named[ours], originals[ours] = named[theirs], originals[theirs]
+    return named, prefix, originals
 
 
 def _layers(family: Family, tensors: Mapping[str, Tensor], prefix: str) -> set[int]:
@@ -175,7 +241,7 @@ def _put_together(source: Source, tensors: Mapping[str, Tensor], cfg: HookedTran
         raise WeightError(f"shapes {shapes} in {where} do not fit the config: {error}") from error
 
 
-def _is_known(name: str, tensor: Tensor, family: Family, where: str) -> bool:
+def _is_known(name: str, read: ReadTensor, originals: Mapping[str, str], family: Family, where: str) -> bool:
     """Whether a tensor that no weight came from may be there.
 
     Raises:
@@ -183,6 +249,7 @@ def _is_known(name: str, tensor: Tensor, family: Family, where: str) -> bool:
     """
     for pattern, value in family.fixed_weights.items():
         if fnmatchcase(name, pattern):
+            tensor = read(originals[name])
             if bool(((tensor.float() - value).abs() > _ROUNDING * abs(value)).any()):
                 raise WeightError(f"{name} in {where} is {tensor.tolist()}; {family.model_type} is built with {value}")
             return True
@@ -208,24 +275,30 @@ def _layer(name: str) -> str:
     return match[1] if match else ""
 
 
-def _tied(family: Family, tensors: Mapping[str, Tensor], prefix: str, where: str) -> set[str]:
+def _tied(
+    family: Family,
+    tensors: Mapping[str, Tensor],
+    originals: Mapping[str, str],
+    read: ReadTensor,
+    prefix: str,
+    where: str,
+) -> set[str]:
     """A tied checkpoint may repeat its embedding as the unembedding, but only the same values."""
     head, embed = (_template(family.weights[n]).format(p=prefix) for n in ("unembed.weight", "embed.weight"))
     if head not in tensors or embed not in tensors:
         return set()
-    ours, theirs = tensors[embed], tensors[head]
-    if ours.data_ptr() != theirs.data_ptr() and not torch.equal(ours, theirs):
-        raise WeightError(
-            f"{where} ties its embeddings, but {head} differs from {embed}; set tie_word_embeddings=false"
-        )
+    if originals[head] != originals[embed]:
+        ours, theirs = read(originals[embed]), read(originals[head])
+        if ours.data_ptr() != theirs.data_ptr() and not torch.equal(ours, theirs):
+            raise WeightError(
+                f"{where} ties its embeddings, but {head} differs from {embed}; set tie_word_embeddings=false"
+            )
     return {head}
 
 
-def _check(name: str, tensor: Tensor, parameter: Tensor, where: str) -> None:
+def _check(name: str, tensor: Tensor, shape: torch.Size, where: str) -> None:
     """Raise unless a tensor can be this parameter."""
-    _check_shape(name, tensor, parameter.shape, where)
-    if tensor.is_meta:
-        raise WeightError(f"{name} in {where} is on the meta device; load the model onto a real device")
+    _check_shape(name, tensor, shape, where)
     if tensor.dtype not in FLOATING:
         raise WeightError(
             f"{name} in {where} is {str(tensor.dtype).removeprefix('torch.')}: the checkpoint is quantised; load it "

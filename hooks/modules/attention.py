@@ -29,11 +29,13 @@ class AttentionContext:
         positions: position of each token, which rotation, ALiBi and distances go by.
         rotations: cos and sin per layer type, each ``[batch pos pair]``.
         key_mask: False where a key is padding; None when nothing is.
+        documents: where the documents begin that are packed into each row; None when each is one text.
     """
 
     positions: Int[Tensor, "batch pos"]
     rotations: Mapping[str, tuple[Tensor, Tensor]]
     key_mask: Bool[Tensor, "batch pos"] | None = None
+    documents: Int[Tensor, "batch document"] | None = None
 
 
 class Attention(AttentionWeights, nn.Module):
@@ -103,7 +105,8 @@ class Attention(AttentionWeights, nn.Module):
         """
         inputs = {"q": x, "k": x, "v": x, **(split_inputs or {})}
         q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
-        place = Place(key_mask=context.key_mask, query_positions=context.positions, key_positions=context.positions)
+        at, documents = context.positions, context.documents
+        place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
         z = self.hook_z(attend_hooked(self, q, k, v, self.spec, place))
         if self.hook_result.has_hooks():
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)

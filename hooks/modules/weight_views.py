@@ -8,6 +8,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks.config.transformer import HookedTransformerConfig
+from hooks.errors import WeightError
+
+
+def present(weight: Tensor) -> Tensor:
+    """A weight that has values now.
+
+    Raises:
+        WeightError: it is streamed, and not in memory.
+    """
+    if weight.is_meta:
+        raise WeightError(
+            "this weight is streamed and not in memory now: look at it inside `with model.resident(layer):`, or load "
+            "the model with stream=False"
+        )
+    return weight
 
 
 def scaled(tensor: Tensor, factor: float | None) -> Tensor:
@@ -17,7 +32,8 @@ def scaled(tensor: Tensor, factor: float | None) -> Tensor:
 
 def _bias(linear: nn.Linear) -> Float[Tensor, " out"]:
     """The bias of a projection, or zeros."""
-    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+    weight = present(linear.weight)
+    return weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 
 class AttentionWeights:
@@ -31,7 +47,8 @@ class AttentionWeights:
 
     def _by_head(self, projection: nn.Linear) -> Float[Tensor, "head d_model d_head"]:
         """A projection's weight, per head, input first."""
-        return rearrange(projection.weight, "(head d_head) d_model -> head d_model d_head", d_head=self.cfg.d_head)
+        weight = present(projection.weight)
+        return rearrange(weight, "(head d_head) d_model -> head d_model d_head", d_head=self.cfg.d_head)
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:  # noqa: N802
@@ -52,7 +69,7 @@ class AttentionWeights:
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
         """Output weights, ``cfg.residual_scale`` included."""
         return rearrange(
-            scaled(self.o_proj.weight, self.cfg.residual_scale),
+            scaled(present(self.o_proj.weight), self.cfg.residual_scale),
             "d_model (head d_head) -> head d_head d_model",
             d_head=self.cfg.d_head,
         )
@@ -90,17 +107,17 @@ class MLPWeights:
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
         """Input weights; with a gate, those of the linear branch."""
-        return self.up_proj.weight.T
+        return present(self.up_proj.weight).T
 
     @property
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"] | None:  # noqa: N802
         """Gate weights, None without a gate."""
-        return self.gate_proj.weight.T if self.gated else None
+        return present(self.gate_proj.weight).T if self.gated else None
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
         """Output weights, ``cfg.residual_scale`` included."""
-        return scaled(self.down_proj.weight.T, self.residual_scale)
+        return scaled(present(self.down_proj.weight).T, self.residual_scale)
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:

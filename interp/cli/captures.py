@@ -129,15 +129,17 @@ def _write(plan: "CapturePlan", out: str, *, force: bool) -> None:
 def _loss_line(cap: "Capture") -> str:
     """The mean loss, or why there is none."""
     if len(cap.loss):
-        return f"{float(cap.loss.double().mean()):.4f} nats per token"
+        return f"{float(cap.predicted_loss.double().mean()):.4f} nats per token"
     return cap.provenance["settings"].get("loss", "not there yet")
 
 
 def _described(cap: "Capture") -> str:
     """What a capture holds, in lines."""
+    from interp.tensors.description import size_in_words
+
     rows: list[tuple[str, Any]] = [
         ("model", cap.model_id),
-        ("text", f"{len(cap.positions):,} tokens, {cap.provenance['text']['read']}"),
+        ("text", f"{size_in_words(cap)}, {cap.provenance['text']['read']}"),
         ("loss", _loss_line(cap)),
         ("q, k and v", f"{cap.n_bytes:,} bytes"),
         ("complete", "yes" if cap.is_complete else f"no: go on with `ropescope resume {cap.path}`"),

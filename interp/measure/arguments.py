@@ -1,5 +1,7 @@
 """What attention_statistics is given, checked: tensors that fit together, finite; positions and masks in one form."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,6 +105,20 @@ def checked_positions(
     if positions.shape != (n,) or positions.dtype.is_floating_point or positions.dtype == torch.bool:
         raise InputError(f"{name} must be {n} integers; it is {positions.dtype} {tuple(positions.shape)}.")
     return positions.to(device=device, dtype=torch.int64)
+
+
+def checked_documents(
+    documents: Sequence[int] | Int[Tensor, " document"] | None, n_keys: int, device: torch.device
+) -> Int[Tensor, " document"] | None:
+    """Rows of k at which documents begin, ascending from 0; None where there is one."""
+    if documents is None:
+        return None
+    starts = checks.wholes("documents", documents, at_least=0, at_most=n_keys - 1)
+    if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
+        raise InputError(
+            f"documents={checks.shown(documents)}: give the rows of k at which documents begin, ascending from 0"
+        )
+    return torch.tensor(starts, device=device) if len(starts) > 1 else None
 
 
 def _as_tensor(name: str, given: Any) -> Tensor:

@@ -15,7 +15,7 @@ from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
 from hooks.functional.float64 import float64_device
 from interp.common.progress import counted
-from interp.measure.arguments import check_tensors, checked_mask, checked_positions, checked_start
+from interp.measure.arguments import check_tensors, checked_documents, checked_mask, checked_positions, checked_start
 from interp.measure.block_height import block_height
 from interp.measure.dataset import Measured, build_dataset
 from interp.measure.portable import BUFFERS, run_portable
@@ -45,6 +45,7 @@ def attention_statistics(
     key_mask: Bool[Tensor, " key"] | None = None,
     query_positions: Int[Tensor, " query"] | None = None,
     key_positions: Int[Tensor, " key"] | None = None,
+    documents: Sequence[int] | Int[Tensor, " document"] | None = None,
     memory_budget: int = MEMORY_BUDGET,
     progress: Callable[[int, int], None] | None = None,
     backend: Backend = "auto",
@@ -80,6 +81,9 @@ def attention_statistics(
         key_mask: True where a key is real; None when all are.
         query_positions: Positions of the queries; by default ``query_start + row``.
         key_positions: Positions of the keys; by default their indices.
+        documents: Rows of k at which the documents begin that are packed into one row, ascending from 0; None is one
+            document. Each is measured as it would be alone: rows and keys stand one behind the other, pairs of all
+            documents count together.
         memory_budget: Bytes that the blocks at hand may take, over all threads; a block has at least one row.
         progress: Called with rows done and rows in total, over all heads; by default a bar on a terminal, once it takes
             longer than a moment.
@@ -105,16 +109,19 @@ def attention_statistics(
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
     query_positions = checked_positions("query_positions", query_positions, start, q.shape[0], q.device)
     key_positions = checked_positions("key_positions", key_positions, 0, k.shape[0], k.device)
-    see = Visibility.of(spec, query_positions, key_positions, start, checked_mask(key_mask, k))
+    documents = checked_documents(documents, k.shape[0], k.device)
+    see = Visibility.of(spec, query_positions, key_positions, start, checked_mask(key_mask, k), documents)
+    apart = see.apart(documents)
     samples = sample_rows(queries, q.shape[0], q.device)
-    chosen = [see.select(rows) for rows in samples.rows]
-    low, high = see.distance_range if "distances" in groups else (0, 0)
+    chosen = [[own.select(rows) for _, own in apart] for rows in samples.rows]
+    low, high = _distance_range(apart) if "distances" in groups else (0, 0)
+    n_rows = sum(own.row.numel() for parts in chosen for own in parts)
     value_norm = None if v is None else _value_norms(v[see.key], w_o, q.shape[1], dtype)
     map_shape = _map_shape(map_size, q.shape[0], k.shape[0])
     totals = Totals.empty(
         groups,
         heads=q.shape[1],
-        rows=sum(part.row.numel() for part in chosen),
+        rows=n_rows,
         sinks=len(SINK_SIZES),
         kept=see.key.numel(),
         distances=high - low + 1,
@@ -123,14 +130,12 @@ def attention_statistics(
         dtype=dtype,
         device=q.device,
     )
-    pass_over = partial(
-        Pass, q=q, k=k, spec=spec, totals=totals, groups=groups, low=low, map_shape=map_shape, value_norm=value_norm
-    )
+    pass_over = partial(Pass, q=q, k=k, spec=spec, groups=groups, low=low, map_shape=map_shape, dtype=dtype)
     errors = GroupErrors()
-    run = _choose(backend, q, dtype, see)
+    run = _choose(backend, q, dtype, in_step=all(own.keys_in_step for _, own in apart))
     buffers = torch.get_num_threads() if run is run_fused else BUFFERS * (q.shape[1] // k.shape[1])
     beside = _TILE_NUMBERS if run is run_fused else 0
-    total, finished = q.shape[1] * sum(part.row.numel() for part in chosen), 0
+    total, finished = q.shape[1] * n_rows, 0
 
     def done(rows: int) -> None:
         nonlocal finished
@@ -139,15 +144,19 @@ def attention_statistics(
 
     offset = measured_rows = 0
     with counted("measuring attention") if progress is None else nullcontext(progress) as report:
-        for part, rows in zip(chosen, samples.rows, strict=True):
+        for parts, rows in zip(chosen, samples.rows, strict=True):
             before = totals.sums(measured_rows) if samples.estimate else {}
-            height = block_height(memory_budget, buffers, part, spec, dtype, beside)
-            run(pass_over(visibility=part, dtype=dtype, height=height), offset, done)
-            offset += part.row.numel()
+            for (keys, _), own in zip(apart, parts, strict=True):
+                height = block_height(memory_budget, buffers, own, spec, dtype, beside)
+                norms = None if value_norm is None else value_norm[:, keys]
+                of_keys = totals.of_keys(keys)
+                run(pass_over(visibility=own, totals=of_keys, value_norm=norms, height=height), offset, done)
+                offset += own.row.numel()
             measured_rows += rows.numel()
             if samples.estimate:
                 errors.add(before, totals.sums(measured_rows))
-    measured = Measured(see, chosen, samples, errors, query_positions, key_positions, value_norm, low)
+    in_order = [own for parts in chosen for own in parts]
+    measured = Measured(see, in_order, samples, errors, query_positions, key_positions, value_norm, low)
     values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
     return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("run_"))
 
@@ -161,17 +170,23 @@ def _map_shape(map_size: int, n_queries: int, n_keys: int) -> tuple[int, int]:
     return min(map_size, n_queries), min(map_size, n_keys)
 
 
-def _choose(backend: Backend, q: Tensor, dtype: torch.dtype, see: Visibility) -> Callable[..., None]:
+def _distance_range(apart: list[tuple[slice, Visibility]]) -> tuple[int, int]:
+    """Smallest and largest distance within any document."""
+    lows, highs = zip(*(own.distance_range for _, own in apart), strict=True)
+    return min(lows), max(highs)
+
+
+def _choose(backend: Backend, q: Tensor, dtype: torch.dtype, *, in_step: bool) -> Callable[..., None]:
     """The function that runs a pass.
 
     Raises:
         InputError: the fused pass was asked for and cannot do it.
     """
-    covered = q.device.type == "cpu" and dtype == torch.float32 and see.keys_in_step
+    covered = q.device.type == "cpu" and dtype == torch.float32 and in_step
     if backend == "fused" and not covered:
         raise InputError(
             'backend="fused" measures float32 scores on the CPU for keys that follow each other without a gap; here '
-            f"scores are {dtype} on {q.device}{'' if see.keys_in_step else ', and keys have gaps'}. "
+            f"scores are {dtype} on {q.device}{'' if in_step else ', and keys have gaps'}. "
             'Choose "auto" or "portable".'
         )
     return run_fused if covered and backend != "portable" else run_portable

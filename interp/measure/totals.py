@@ -1,7 +1,7 @@
 """What a pass adds up: sums in float64, moments merged in centred form, extremes and counts."""
 
 from collections.abc import Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -70,6 +70,10 @@ class Totals:
         if "scores" in groups:
             totals.scores = {"score_count": full(heads, N_BINS, value=0, dtype=torch.int64)}
         return totals
+
+    def of_keys(self, kept: slice) -> "Totals":
+        """The same accumulators, of the keys only these: what is added to one is added to both."""
+        return replace(self, keys={name: x[:, kept] for name, x in self.keys.items()})
 
     def merge_scores(
         self,

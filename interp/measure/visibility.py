@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Int
@@ -46,15 +47,19 @@ class Visibility:
         key_position: Int[Tensor, " key"],
         query_start: int = 0,
         key_mask: Bool[Tensor, " key"] | None = None,
+        documents: Int[Tensor, " document"] | None = None,
     ) -> "Visibility":
-        """Apply the mask rules of `spec` to queries from index `query_start` on and keys from index 0 on."""
+        """Apply the mask rules of `spec` to queries from index `query_start` on and keys from index 0 on.
+
+        Where documents begin inside, at these indices of keys, a query sees none but its own.
+        """
         device = query_position.device
         n_queries, n_keys = query_position.numel(), key_position.numel()
         index = torch.arange(query_start, query_start + n_queries, device=device)
         kept = torch.arange(n_keys, device=device)
         if key_mask is not None:
             kept = kept[key_mask]
-        first, stop = (torch.searchsorted(kept, edge) for edge in spec.seen(index, n_keys))
+        first, stop = (torch.searchsorted(kept, edge) for edge in spec.seen(index, n_keys, documents))
         row = (stop > first).nonzero()[:, 0]
         return cls(
             row=row,
@@ -76,6 +81,23 @@ class Visibility:
         at = at[at >= 0]
         names = ("row", "query_index", "query_position", "first", "stop")
         return replace(self, **{name: getattr(self, name)[at] for name in names})
+
+    def apart(self, documents: Int[Tensor, " document"] | None) -> "list[tuple[slice, Visibility]]":
+        """Each document as it would be alone, and which of the kept keys are its own; everything where there is one.
+
+        Rows and keys keep their numbers, so that what is added up by key or by map cell stays where it belongs.
+        """
+        if documents is None:
+            return [(slice(0, self.key.numel()), self)]
+        edges = torch.cat((documents, documents.new_tensor([self.n_keys])))
+        ends, parts = torch.searchsorted(self.key, edges).tolist(), []
+        number = torch.searchsorted(documents, self.query_index, right=True) - 1
+        names = ("row", "query_index", "query_position", "first", "stop")
+        for i, (low, high) in enumerate(pairwise(ends)):
+            own = replace(self, **{name: getattr(self, name)[number == i] for name in names})
+            key = {name: getattr(self, name)[low:high] for name in ("key", "key_position")}
+            parts.append((slice(low, high), replace(own, first=own.first - low, stop=own.stop - low, **key)))
+        return parts
 
     @cached_property
     def host(self) -> "Visibility":

@@ -16,15 +16,18 @@ from hooks.modules.qk_norm import QKNorm
 from hooks.modules.rotary import Rotary
 from interp.tensors.constants import LayerConstants
 
+_NEEDED = ("attn.o_proj.weight", "attn.q_norm.", "attn.k_norm.", "attn.sinks")
+
 
 def layer_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
     """The constants of one layer, detached from the graph; frequencies as they are for a text of n_tokens."""
-    w_o = _triangular(cast(Attention, model.blocks[layer].attn).W_O)
-    return replace(score_constants(model, layer, n_tokens), w_o=w_o)
+    with model.resident(layer, _NEEDED):
+        w_o = _triangular(cast(Attention, model.blocks[layer].attn).W_O)
+        return replace(score_constants(model, layer, n_tokens), w_o=w_o)
 
 
 def score_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
-    """Those of them that decide scores; cheap enough for every step of a training loop."""
+    """Those of them that decide scores, of a layer whose weights are there; cheap enough for every training step."""
     attn = cast(Attention, model.blocks[layer].attn)
     rope = model.cfg.rope_for(layer)
     frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)

@@ -1,28 +1,34 @@
 """A Capture of activations that are already cached: q, k and v of a TransformerBridge or of our own models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
 from hooks import AttentionSpec, HookedTransformerConfig
+from hooks.base.inputs import token_positions
 from hooks.config.steps import STEP_OUTPUT
 from hooks.errors import InputError, StageError
 from interp.recording.constants import layer_constants
 from interp.recording.provenance import versions
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.constants import LayerConstants
+from interp.tensors.documents import check_counted
 from interp.tensors.layers import LayerCapture
 
 SpecChoice = AttentionSpec | Mapping[int, AttentionSpec] | None
 
 
 def data_of_cache(
-    cache: ActivationCache, spec: SpecChoice = None, tokens: Int[Tensor, "*batch pos"] | None = None
+    cache: ActivationCache,
+    spec: SpecChoice = None,
+    tokens: Int[Tensor, "*batch pos"] | None = None,
+    positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
 ) -> CaptureData:
     """q, k and, where they were cached, v of every layer whose queries a cache holds; see `Capture.from_cache`."""
     model = getattr(cache, "model", None)
@@ -38,19 +44,22 @@ def data_of_cache(
             "the cache holds q of no layer: cache it, for instance with "
             "names_filter=lambda name: name.endswith(('hook_q', 'hook_k', 'hook_v', 'normed', 'rot_q', 'rot_k'))"
         )
-    read = _OwnCache(cache, model) if own else _BridgeCache(cache, model)
+    at = _positions(cache, positions)
+    read = (_OwnCache if own else _BridgeCache)(cache, model, None if at is None else int(at.max()) + 1)
     held = {layer: read.layer(layer, _spec_of(spec, layer, model if own else None)) for layer in layers}
     n_tokens = _final(next(iter(held.values())))[0].shape[0]
     ids = torch.empty(0, dtype=torch.long) if tokens is None else torch.as_tensor(tokens).flatten().cpu()
     if tokens is not None and len(ids) != n_tokens:
         raise InputError(f"{len(ids)} tokens given for a cache of {n_tokens} positions")
+    if at is not None and len(at) != n_tokens:
+        raise InputError(f"{len(at)} positions given for a cache of {n_tokens} positions")
     named = tokens is not None and getattr(model, "tokenizer", None) is not None
     return CaptureData(
         cfg=model.cfg if own else _measured_config(model.cfg, held),
         model_id=str(model.cfg.model_name),
         tokens=ids,
         str_tokens=list(model.to_str_tokens(ids)) if named else [str(i) for i in ids.tolist()],
-        positions=torch.arange(n_tokens),
+        positions=torch.arange(n_tokens) if at is None else at,
         loss=torch.empty(0),
         provenance={
             "model": {"name": str(model.cfg.model_name), "class": type(model).__name__},
@@ -61,11 +70,22 @@ def data_of_cache(
     )
 
 
+def _positions(cache: ActivationCache, given: Any) -> Int[Tensor, " pos"] | None:
+    """Positions as given, or those that the model was run with; None where they count from 0 to the end."""
+    given = getattr(cache, "position_ids", None) if given is None else given
+    if given is None:
+        return None
+    size = given.numel() if isinstance(given, Tensor) else np.size(given)
+    found = token_positions(given, torch.empty(1, size), None, name="positions")[0]
+    check_counted(found)
+    return found
+
+
 class _OwnCache:
     """Reads a cache of a `HookedTransformer`, native or attached: its registry knows the order of the steps."""
 
-    def __init__(self, cache: ActivationCache, model: Any):
-        self.cache, self.model = cache, model
+    def __init__(self, cache: ActivationCache, model: Any, rope_length: int | None):
+        self.cache, self.model, self.rope_length = cache, model, rope_length
 
     def layer(self, layer: int, spec: AttentionSpec) -> LayerCapture:
         """The tensors of one layer."""
@@ -74,7 +94,9 @@ class _OwnCache:
         v_name = self.final_value(layer)
         v = self.tensor(v_name, "v") if v_name in self.cache.cache_dict else None
         n_tokens = q[len(steps)].shape[0]
-        return LayerCapture(steps=steps, q=q, k=k, v=v, constants=self.constants(layer, spec, n_tokens))
+        return LayerCapture(
+            steps=steps, q=q, k=k, v=v, constants=self.constants(layer, spec, self.rope_length or n_tokens)
+        )
 
     def steps(self, layer: int) -> tuple[str, ...]:
         """Clip, norm and rope in the order of this layer."""
@@ -118,8 +140,8 @@ class _BridgeCache(_OwnCache):
         "use capture(HookedTransformer.attach(bridge), tokens)"
     )
 
-    def __init__(self, cache: ActivationCache, model: Any):
-        super().__init__(cache, model)
+    def __init__(self, cache: ActivationCache, model: Any, rope_length: int | None):
+        super().__init__(cache, model, rope_length)
         clip = getattr(getattr(getattr(model, "original_model", None), "config", None), "clip_qkv", None)
         if clip is not None:
             raise InputError(

@@ -1,6 +1,5 @@
 """A capture that stays in memory."""
 
-import torch
 from torch import Tensor
 
 from hooks.errors import MaterializationError
@@ -22,7 +21,7 @@ def capture_in_memory(plan: CapturePlan) -> CaptureData:
         model_id=str(plan.model.cfg.model_name),
         tokens=plan.tokens[0].cpu(),
         str_tokens=plan.str_tokens,
-        positions=torch.arange(plan.n_tokens),
+        positions=plan.positions,
         loss=losses,
         provenance=plan.provenance,
         _layers=kept.layers,
@@ -39,7 +38,7 @@ class _InMemory:
     def put(self, layer: int, tensors: dict[str, Tensor], resid: Tensor) -> None:
         """Keep a captured layer."""
         if layer in self.plan.steps:
-            constants = layer_constants(self.plan.model, layer, self.plan.n_tokens)
+            constants = layer_constants(self.plan.model, layer, self.plan.rope_length)
             self.layers[layer] = LayerCapture.of(self.plan.steps[layer], tensors, constants)
 
 

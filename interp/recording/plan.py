@@ -10,9 +10,11 @@ from torch import Tensor
 
 from hooks import HookedTransformer, HookedTransformerConfig, checks
 from hooks.attached.transformer import AttachedTransformer
+from hooks.base.inputs import token_positions
 from hooks.errors import InputError, StageError, TextError
 from interp.common.words import number_ranges
 from interp.recording.provenance import describe
+from interp.tensors.documents import check_counted, counted_positions, document_starts
 from interp.tensors.selection import asked_layers
 from interp.tensors.stages import STAGES, stage_name, steps_before
 from interp.texts.texts import Text, as_text, tokenise
@@ -32,6 +34,7 @@ class CapturePlan:
         steps: clip, norm and rope in the order of each layer to keep.
         provenance: as `Capture.provenance`.
         loss: whether to compute the loss, for which every block must run.
+        documents: where the documents begin that are packed into the row; None is one text.
     """
 
     model: HookedTransformer | AttachedTransformer
@@ -41,6 +44,17 @@ class CapturePlan:
     steps: dict[int, tuple[str, ...]]
     provenance: dict[str, dict[str, str]]
     loss: bool = True
+    documents: Int[Tensor, " document"] | None = None
+
+    @property
+    def positions(self) -> Int[Tensor, " pos"]:
+        """Position of each token, counted from 0 in each document."""
+        return counted_positions(self.documents, self.n_tokens)
+
+    @property
+    def rope_length(self) -> int:
+        """Length that dynamic and longrope schedules adapt to: that of the longest document."""
+        return int(self.positions.max()) + 1
 
     @property
     def n_blocks(self) -> int:
@@ -82,6 +96,7 @@ def plan_capture(
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
     loss: bool = True,
+    positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
     # A hybrid's other layers have no q and k.
@@ -94,6 +109,7 @@ def plan_capture(
     steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
     tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
+    documents = None if positions is None else _documents_of(positions, tokens)
     str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
         "tokens": f"{tokens.shape[1]:,}",
@@ -105,8 +121,10 @@ def plan_capture(
         settings["layers"] += f"; {number_ranges(sorted(others))} left out: they call no softmax attention"
     if not loss:
         settings["loss"] = "left out"
+    if documents is not None:
+        settings["documents"] = f"{len(documents):,} packed into one row"
     provenance = describe(model, text, what, tokens[0], str_tokens, settings)
-    return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance, loss)
+    return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance, loss, documents)
 
 
 def _tokens_of(
@@ -143,6 +161,13 @@ def _tokens_of(
         wrong = low if low < 0 else high
         raise InputError(f"token id {wrong} is outside this model's vocabulary, 0 to {model.cfg.d_vocab - 1}")
     return ids.long()[None].to(model.device), "token ids given in memory", None
+
+
+def _documents_of(positions: object, tokens: Int[Tensor, "1 pos"]) -> Int[Tensor, " document"] | None:
+    """Where the documents begin, from the position of each token."""
+    found = token_positions(positions, tokens, None, name="positions")[0].cpu()
+    check_counted(found)
+    return document_starts(found)
 
 
 def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | None) -> tuple[int, ...]:

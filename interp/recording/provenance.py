@@ -55,8 +55,12 @@ def token_hash(tokens: Int[Tensor, " pos"]) -> str:
 def weight_hash(model: HookedTransformer | AttachedTransformer) -> str:
     """SHA-256 over the names, types, shapes and bytes of a model's parameters, shared ones once.
 
-    What an attached model does is not all in our config, so its own is part of it, and so are its buffers.
+    Of a streamed model, whose weights are read as they are used, it is over what tells their files from others. What an
+    attached model does is not all in our config, so its own is part of it, and so are its buffers.
     """
+    stream = getattr(model, "stream", None)
+    if stream is not None:
+        return f"streamed {stream.stamp}"
     digest = hashlib.sha256()
     tensors = dict(model.named_parameters())
     original: Any = getattr(model, "original_model", None)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks.base.losses import within_documents
 from interp.common.progress import track
 from interp.recording.plan import CapturePlan
 
@@ -24,7 +25,8 @@ def run_blocks(
 ) -> Float[Tensor, " predicted"]:
     """Run the model's blocks from `start` on, hand each to the sink, and return the loss of each predicted token.
 
-    A plan without loss stops after its last layer, and returns nothing.
+    A plan without loss stops after its last layer, and returns nothing. The first token of each packed document is
+    predicted from nothing: its loss is NaN.
 
     Args:
         plan: what to run and keep.
@@ -33,13 +35,14 @@ def run_blocks(
         resid: the residual stream after them; None before the first.
     """
     model = plan.model
-    stream = model.embed_tokens(plan.tokens) if resid is None else resid
-    context = model.context(plan.tokens)
+    packed = None if plan.documents is None else plan.positions[None].to(plan.tokens.device)
+    stream = model.embed_tokens(plan.tokens, position_ids=packed) if resid is None else resid
+    context = model.context(plan.tokens, position_ids=packed)
     for layer in track(range(start, plan.n_blocks), "running the model"):
         stream = _block(plan, layer, stream, context, sink)
     if not plan.loss:
         return torch.empty(0)
-    return model.residual_loss(stream, plan.tokens)[0].cpu()
+    return within_documents(model.residual_loss(stream, plan.tokens), context.documents)[0].cpu()
 
 
 def _block(plan: CapturePlan, layer: int, resid: Tensor, context: Any, sink: Sink) -> Tensor:

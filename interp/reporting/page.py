@@ -54,8 +54,10 @@ def report(
         OutputError: a file cannot be written, or one stands there that is no report or table of ours (checked before
             any computation).
         StageError: a head that the model does not have, or a capture that holds no loss.
-        InputError: the captures to compare differ in layers or heads, or read different tokens.
+        InputError: the captures to compare differ in layers or heads, or read different tokens; or documents are
+            packed into a row.
     """
+    cap.check_one_text("report")
     check_writable(path)
     if csv is not None:
         check_folder(csv)

@@ -6,7 +6,7 @@ can come to hold more without being misread:
 - ``parts``: for each layer the names of all tensors that its file holds, now or once it is finished: ``q.{stage}``,
   ``k.{stage}`` and ``v``. A reader that meets another name (``grad.z``, say) refuses.
 - ``documents``: where documents begin that were packed into one row; null is one document.
-- ``padding``: which tokens are padding; null is none. A reader that knows neither refuses what is not null.
+- ``padding``: which tokens are padding; null is none, and this version refuses all else.
 - ``extras``: anything else, by name: ``{"optional": true, …}`` may be passed over, and is kept when the capture is gone
   on with; without ``"optional": true`` a reader that does not know the name refuses. So it does every further key.
 """
@@ -77,6 +77,7 @@ class Manifest:
         forced: environments that the capture went on in by force, each with the block it began at.
         files: every finished file.
         loss: whether the loss is part of it.
+        documents: where the documents begin that are packed into its row; None is one.
         extras: what else it holds, of which nothing here need be known.
     """
 
@@ -93,6 +94,7 @@ class Manifest:
     forced: tuple[dict[str, Any], ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
     loss: bool = True
+    documents: tuple[int, ...] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -206,7 +208,9 @@ def _is_signed(body: dict[str, Any]) -> bool:
 
 def _unknown(body: dict[str, Any], manifest: Manifest) -> list[str]:
     """What a manifest says that its capture holds and this version would not see; raises where parts are missing."""
-    found = [name for name in ("documents", "padding") if body[name] is not None]
+    if "documents" not in body:
+        raise ValueError("it does not say whether documents are packed")
+    found = ["padding"] if body["padding"] is not None else []
     found += [name for name, extra in manifest.extras.items() if extra.get("optional") is not True]
     if sorted(body["parts"]) != sorted(map(str, manifest.layers)):
         raise ValueError("its parts are not those of its layers")
@@ -236,7 +240,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         for name, record in sorted(manifest.files.items())
     }
     body["parts"] = {str(layer): list(record.parts) for layer, record in manifest.layers.items()}
-    return {**body, "documents": None, "padding": None}
+    return {**body, "padding": None}
 
 
 def _from_json(body: dict[str, Any]) -> Manifest:
@@ -263,6 +267,7 @@ def _from_json(body: dict[str, Any]) -> Manifest:
         forced=tuple(body["forced"]),
         files={_file_name(name): _record(record) for name, record in body["files"].items()},
         loss=_flag(body.get("loss", True)),  # captures that were written before it could be left out have one
+        documents=_documents(body.get("documents"), body["n_tokens"]),
         extras={_text(name): dict(extra) for name, extra in body.get("extras", {}).items()},
     )
     if not layers:
@@ -274,6 +279,16 @@ def _from_json(body: dict[str, Any]) -> Manifest:
     if manifest.is_complete and manifest.blocks_run < manifest.n_blocks:
         raise ValueError("it has a loss and unfinished layers")
     return manifest
+
+
+def _documents(value: object, n_tokens: int) -> tuple[int, ...] | None:
+    """Where several documents begin: the first at 0, each after the one before."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) < 2 or value[0] != 0:
+        raise ValueError(f"{str(value)[:40]} does not say where documents begin")
+    lows = [0, *(_whole(start, 0, n_tokens) + 1 for start in value[:-1])]
+    return tuple(_whole(start, low, n_tokens - 1) for start, low in zip(value, lows, strict=True))
 
 
 def _layer(record: dict[str, Any], n_heads: int) -> LayerRecord:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks import AttentionSpec, HookedTransformerConfig
@@ -25,6 +25,7 @@ from interp.storage.statistics_store import StatisticsStore
 from interp.storage.tensor_files import REMEDY, FileRecord, check_file, check_hash, read_tensor
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.constants import LayerConstants
+from interp.tensors.documents import counted_positions
 from interp.tensors.layers import TensorInfo
 from interp.tensors.stages import steps_before
 
@@ -42,7 +43,7 @@ def read_data(directory: Path, manifest: Manifest) -> CaptureData:
         model_id=manifest.model_id,
         tokens=tokens,
         str_tokens=files.token_strings(),
-        positions=files.tensor(TOKENS, "positions"),
+        positions=files.positions(),
         loss=files.tensor(LOSS, "loss") if manifest.is_complete else torch.empty(0),
         provenance=manifest.provenance,
         _layers={layer: StoredLayer(files, layer) for layer in manifest.finished_layers},
@@ -139,6 +140,16 @@ class CaptureFiles:
     def tensor(self, file: str, name: str) -> Tensor:
         """One tensor, memory-mapped."""
         return read_tensor(self.trusted(file), name)
+
+    def positions(self) -> Int[Tensor, " pos"]:
+        """Position of each token, which count from 0 in each of the documents that the manifest names."""
+        found, named = self.tensor(TOKENS, "positions"), self.manifest.documents
+        starts = None if named is None else torch.tensor(named)
+        if not torch.equal(found, counted_positions(starts, self.manifest.n_tokens)):
+            raise CaptureDamagedError(
+                f"{self.directory / TOKENS} does not hold positions that count from 0 in each document; {REMEDY}"
+            )
+        return found
 
     def infos(self, layer: int) -> dict[str, TensorInfo]:
         """Shapes and types of a layer's tensors; reads no data."""

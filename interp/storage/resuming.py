@@ -21,7 +21,10 @@ def plan_rest(directory: Path, manifest: Manifest, model: HookedTransformer | At
     files = CaptureFiles(directory, manifest)  # the rest is checked under the lock: another process may be writing
     stages = DEFAULT_STAGES if manifest.stages == DEFAULT_STAGES else manifest.stages
     tokens = files.tensor(TOKENS, "tokens")
-    return plan_capture(model, tokens, stages=stages, layers=tuple(manifest.layers), loss=manifest.loss)
+    positions = None if manifest.documents is None else files.positions()
+    return plan_capture(
+        model, tokens, stages=stages, layers=tuple(manifest.layers), loss=manifest.loss, positions=positions
+    )
 
 
 def load_model(directory: Path, manifest: Manifest) -> HookedTransformer:

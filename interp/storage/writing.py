@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -142,7 +141,7 @@ class CaptureWriter:
         """Write all that is known before the model runs."""
         self._write_source()
         tokens = self.plan.tokens[0].cpu()
-        constants = {n: layer_constants(self.plan.model, n, self.plan.n_tokens) for n in self.plan.steps}
+        constants = {n: layer_constants(self.plan.model, n, self.plan.rope_length) for n in self.plan.steps}
         weights = {name: x for n, found in constants.items() for name, x in constants_tensors(n, found).items()}
         strings = {"token 0": self.manifest.provenance["text"]["token 0"], "str_tokens": self.plan.str_tokens}
         self.manifest = replace(
@@ -154,7 +153,7 @@ class CaptureWriter:
         )
         texts = marked_json("tokens", strings)
         records = {
-            names.TOKENS: self._write(names.TOKENS, {"tokens": tokens, "positions": torch.arange(len(tokens))}),
+            names.TOKENS: self._write(names.TOKENS, {"tokens": tokens, "positions": self.plan.positions}),
             names.TOKEN_STRINGS: write_bytes(self.directory / names.TOKEN_STRINGS, texts, self.own),
             names.CONSTANTS: self._write(names.CONSTANTS, weights),
         }
@@ -244,6 +243,7 @@ def _manifest_of(plan: CapturePlan) -> Manifest:
         provenance=plan.provenance,
         layers={n: LayerRecord(steps, plan.stage_names(n), {}, 1.0) for n, steps in plan.steps.items()},
         loss=plan.loss,
+        documents=None if plan.documents is None else tuple(plan.documents.tolist()),
     )
 
 
@@ -264,6 +264,10 @@ def _check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
         different.append(f"other weights ({found.model_id} there, {wanted.model_id} here)")
     if found.tokens != wanted.tokens:
         different.append(f"another text ({found.n_tokens:,} tokens there, {wanted.n_tokens:,} here)")
+    if found.documents != wanted.documents:
+        there, here = (1 if m.documents is None else len(m.documents) for m in (found, wanted))
+        counts = f"{there:,} there, {here:,} here" if there != here else f"{there:,} that begin elsewhere"
+        different.append(f"other documents packed into its row ({counts})")
     held, asked = ({n: (r.steps, r.stages) for n, r in m.layers.items()} for m in (found, wanted))
     if set(held) != set(asked):
         different.append(f"layers {', '.join(map(str, held))} there, {', '.join(map(str, asked))} here")

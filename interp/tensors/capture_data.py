@@ -5,18 +5,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import torch
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks import AttentionSpec, HookedTransformerConfig
-from hooks.errors import StageError
+from hooks.errors import InputError, StageError
 from interp.common.progress import track
 from interp.common.stacking import named_layer, stack_layers
 from interp.common.words import number_ranges
 from interp.measure.schema import GROUPS
 from interp.measure.statistics import attention_statistics
 from interp.tensors.constants import LayerConstants
+from interp.tensors.documents import counted_positions, document_starts
 from interp.tensors.layers import HeldLayer
 from interp.tensors.selection import Choice, asked_layers, part_of
 from interp.tensors.stages import stage_name, steps_before
@@ -43,9 +45,10 @@ class CaptureData:
         model_id: the model's name.
         tokens: token ids, [pos].
         str_tokens: the same tokens as strings.
-        positions: position of each token, [pos].
+        positions: position of each token, counted from 0 in each document that is packed into the row, [pos].
         loss: −ln p of each next token in nats, [pos-1]; entry i is the loss of token i + 1. Empty, as tokens may be,
-            in a capture made from a cache, and in one that is not complete or was made with ``loss=False``.
+            in a capture made from a cache, and in one that is not complete or was made with ``loss=False``. NaN for the
+            first token of a document that stands behind another.
         layers: the captured layers.
         provenance: model, text, settings, cited constants and versions, as nested dictionaries of plain values.
         path: the directory of a capture on disk, else None.
@@ -69,6 +72,48 @@ class CaptureData:
     def layers(self) -> tuple[int, ...]:
         """The captured layers, in order."""
         return tuple(self._layers)
+
+    @property
+    def documents(self) -> Int[Tensor, " document"] | None:
+        """Indices at which the documents begin that are packed into the row; None where all tokens are one text."""
+        return document_starts(self.positions)
+
+    @property
+    def places(self) -> Int[Tensor, " pos"]:
+        """Place of each token in its document, counted from 0; in the text, where it is one."""
+        return counted_positions(self.documents, len(self.positions))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document; of the text, where it is one."""
+        return int(self.places.max()) + 1
+
+    @property
+    def labels(self) -> Int[Tensor, " pos"]:
+        """What names each token as a query or key: its position in one text, its index in a row of several."""
+        return self.positions if self.documents is None else torch.arange(len(self.positions))
+
+    @property
+    def standing(self) -> dict[str, Any]:
+        """Where queries and keys stand, as `attention_statistics` takes it."""
+        if self.documents is None:
+            return {"query_positions": self.positions, "key_positions": self.positions}
+        return {"documents": self.documents}  # in each of which positions count on with the index
+
+    def check_one_text(self, analysis: str) -> None:
+        """Raise an InputError where documents are packed into the row and an analysis reads it as one text."""
+        if self.documents is not None:
+            raise InputError(
+                f"{analysis} reads one text from begin to end, and this capture packs {len(self.documents):,} "
+                "documents into a row: capture the document that you ask about alone"
+            )
+
+    @property
+    def predicted_loss(self) -> Float[Tensor, " predicted"]:
+        """The loss of each token that another of its document comes before."""
+        if self.documents is None or not len(self.loss):
+            return self.loss
+        return self.loss[self.places[1:] > 0]
 
     def stages(self, layer: int) -> tuple[str, ...]:
         """The stages at which q and k of this layer are held, in the order of computation; the last is final."""
@@ -169,8 +214,7 @@ class CaptureData:
                     w_o=None if v is None else held.constants.w_o,
                     groups=groups,
                     map_size=map_size,
-                    query_positions=self.positions,
-                    key_positions=self.positions,
+                    **self.standing,
                 )
             self._statistics[key] = found
             if self._store is not None:

@@ -41,9 +41,15 @@ def in_words(cap: CaptureData) -> str:
     unfinished = "" if cap.is_complete else ", UNFINISHED"
     where = "" if cap.path is None else f"; {str(cap.path)!r}"
     return (
-        f"Capture({cap.model_id}: {len(cap.positions):,} tokens, {len(cap.layers)} layers × {heads}, "
+        f"Capture({cap.model_id}: {size_in_words(cap)}, {len(cap.layers)} layers × {heads}, "
         f"q and k at {', '.join(stages) or 'no stage yet'}; {cap.n_bytes / 1e6:,.1f} MB{where}{unfinished})"
     )
+
+
+def size_in_words(cap: CaptureData) -> str:
+    """How many tokens, and in how many documents where they are several."""
+    documents = cap.documents
+    return f"{len(cap.positions):,} tokens" + ("" if documents is None else f" in {len(documents):,} documents")
 
 
 def as_html(cap: CaptureData) -> str:
@@ -62,14 +68,15 @@ def _facts(cap: CaptureData) -> str:
     tokens = " ".join(visible_text(token).replace(" ", "·") for token in cap.str_tokens[:_FIRST_TOKENS])
     rows = {
         "model": visible_text(cap.model_id, 80),
-        "tokens": f"{len(cap.positions):,}: {tokens}" + (" …" if len(cap.str_tokens) > _FIRST_TOKENS else ""),
+        "tokens": f"{size_in_words(cap).replace(' tokens', '', 1)}: {tokens}"
+        + (" …" if len(cap.str_tokens) > _FIRST_TOKENS else ""),
         "layers": ", ".join(f"{count} {name}" for name, count in kinds.items()),
         "heads": f"{cap.cfg.n_heads} over {cap.cfg.n_kv_heads} kv heads, d_head {cap.cfg.d_head}",
         "q and k at": ", ".join(stages),
         "size": f"{cap.n_bytes / 1e6:,.1f} MB",
     }
     if len(cap.loss):
-        rows["loss"] = f"{float(cap.loss.double().mean()):.3f} nats per token"
+        rows["loss"] = f"{float(cap.predicted_loss.double().mean()):.3f} nats per token"
     cells = "".join(
         f"<tr><th style='text-align:left'>{name}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
         for name, value in rows.items()

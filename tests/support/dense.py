@@ -6,7 +6,7 @@ Shares no code with the package: it builds the n × n matrix on purpose.
 import torch
 
 
-def visible(n_queries, n_keys, *, causal=True, window=None, query_start=0, key_mask=None):
+def visible(n_queries, n_keys, *, causal=True, window=None, query_start=0, key_mask=None, documents=(0,)):
     """[query key] bool: key j is visible to query i (index query_start + i) under the mask rules."""
     i = torch.arange(n_queries)[:, None] + query_start
     j = torch.arange(n_keys)[None, :]
@@ -19,6 +19,8 @@ def visible(n_queries, n_keys, *, causal=True, window=None, query_start=0, key_m
             ok &= j - i < window
     if key_mask is not None:
         ok &= key_mask[None, :].bool()
+    starts = torch.tensor(documents)  # where documents begin: as many begin up to i as up to j where both are in one
+    ok &= (starts <= i[..., None]).sum(-1) == (starts <= j[..., None]).sum(-1)
     return ok
 
 
@@ -35,6 +37,7 @@ def dense_scores(
     key_mask=None,
     query_positions=None,
     key_positions=None,
+    documents=(0,),
 ):
     """Scores that enter softmax, [head query key] float64, −inf where masked; q [query head d], k [key kv d]."""
     n_q, heads, _ = q.shape
@@ -46,7 +49,8 @@ def dense_scores(
     if key_positions is None:
         key_positions = torch.arange(n_k)
     out = torch.empty(heads, n_q, n_k, dtype=torch.float64)
-    ok = visible(n_q, n_k, causal=causal, window=window, query_start=query_start, key_mask=key_mask)
+    rules = {"causal": causal, "window": window, "query_start": query_start, "key_mask": key_mask}
+    ok = visible(n_q, n_k, **rules, documents=documents)
     for h in range(heads):
         s = q[:, h] @ k[:, h // group].T * scale
         if softcap is not None:

@@ -64,7 +64,10 @@ def relativity_error(
     shape = (len(chosen), cap.cfg.n_heads, len(moves))
     out = {name: np.full(shape[: len(said.dims)], np.nan) for name, said in RELATIVITY_ERROR.items()}
     for row, layer in enumerate(track(chosen, "shifting positions")):
-        seen, scale = visible_keys(cap.spec(layer), rows, torch.arange(n)), cap.spec(layer).scale
+        seen, scale = (
+            visible_keys(cap.spec(layer), rows, torch.arange(n), documents=cap.documents),
+            cap.spec(layer).scale,
+        )
         tensors = {shift: _moved(cap, layer, rows, shift, dtype) for shift in (0, *moves)}
         seen = seen.to(tensors[0][0].device)
         for head in range(shape[1]):

@@ -62,7 +62,8 @@ def what_if_rope(
     Raises:
         StageError: the capture lacks the stage before the rotation, or no layer rotates.
         ConfigError: a schedule that is incomplete or does not fit the model.
-        InputError: slopes or pairs that do not fit the heads, or a model other than the captured one.
+        InputError: slopes or pairs that do not fit the heads, a model other than the captured one, or a model beside a
+            capture of packed documents.
 
     Source:
         arXiv 2309.00071 (schedules), 2108.12409 (ALiBi), 2410.06205 (which frequencies a head uses).
@@ -71,6 +72,8 @@ def what_if_rope(
         >>> ds = what_if_rope(cap, RopeConfig(rope_type="linear", factor=4.0))
         >>> ds.mean_distance.mean("query").sel(variant="what_if") - ds.mean_distance.mean("query").sel(variant="as_run")
     """
+    if model is not None:
+        cap.check_one_text("what_if_rope with a model")
     if alibi_slopes is not None and len(alibi_slopes) != cap.cfg.n_heads:
         raise InputError(f"alibi_slopes has {len(alibi_slopes)} entries for {cap.cfg.n_heads} heads: give one for each")
     schedules = {layer: schedule_of(cap, layer, rope) for layer in cap.layers}
@@ -163,9 +166,7 @@ def _measure(
 ) -> xr.Dataset:
     """Statistics of one layer as `Capture.statistics` computes them."""
     w_o = None if v is None else cap.constants(layer).w_o
-    return attention_statistics(
-        q, k, spec, v=v, w_o=w_o, groups=groups, query_positions=cap.positions, key_positions=cap.positions
-    )
+    return attention_statistics(q, k, spec, v=v, w_o=w_o, groups=groups, **cap.standing)
 
 
 @torch.no_grad()

@@ -36,11 +36,14 @@ def compare(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str] = ("
         head moved to other distances.
 
     Raises:
-        InputError: other tokens, another number of heads, or labels that are not two different names.
+        InputError: other tokens, another number of heads, labels that are not two different names, or a capture of
+            packed documents.
         StageError: no layer that both hold.
     """
     if len(set(labels)) != 2:
         raise InputError(f"labels={labels!r}: give two different names")
+    for cap in (cap_a, cap_b):
+        cap.check_one_text("compare")
     check_same_text(cap_a, cap_b, labels)
     layers = [layer for layer in cap_a.layers if layer in cap_b.layers]
     _check_layers(cap_a, cap_b, layers, labels)

@@ -88,6 +88,7 @@ def attention_to_copies(
     lse: Float[Tensor, "head pos"],
     positions: Int[Tensor, " pos"],
     copies: Copies,
+    documents: Int[Tensor, " document"] | None = None,
 ) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
     """Mean attention to earlier copies of the current token, and to the tokens right after them.
 
@@ -101,6 +102,7 @@ def attention_to_copies(
         lse: log-sum-exp of each row, a learned sink included.
         positions: position of each token; only ALiBi reads them.
         copies: where the copies are.
+        documents: indices at which packed documents begin; None is one text.
 
     Returns:
         (duplicate, induction).
@@ -111,7 +113,7 @@ def attention_to_copies(
         for places, ranks in _chunks(group, q.shape[1], q.shape[2]):
             rows = places.gather(1, ranks)
             earlier = torch.arange(places.shape[1]) < ranks[..., None]
-            first, stop = (edge[..., None] for edge in spec.seen(rows, len(k)))
+            first, stop = (edge[..., None] for edge in spec.seen(rows, len(k), documents))
             for which, keys in enumerate((places, (places + 1).clamp_max(len(k) - 1))):
                 visible = earlier & (keys[:, None] >= first) & (keys[:, None] < stop)
                 pattern = _pattern(q, k, spec, lse, positions, rows, keys).masked_fill_(~visible[:, None], 0)

@@ -36,7 +36,7 @@ def layer_scores(cap: CaptureData, layer: int, facts: TextFacts) -> dict[str, Pe
     lse = torch.from_numpy(stats["lse"].values)
     if facts.copies is not None:
         found["duplicate_token"], found["induction"] = attention_to_copies(
-            cap.q(layer).cpu(), cap.k(layer).cpu(), cap.spec(layer), lse, cap.positions, facts.copies
+            cap.q(layer).cpu(), cap.k(layer).cpu(), cap.spec(layer), lse, cap.positions, facts.copies, cap.documents
         )
     if facts.needle is not None:
         found["retrieval"] = retrieval_score(facts.needle, stats["argmax_key"].values)
@@ -46,7 +46,7 @@ def layer_scores(cap: CaptureData, layer: int, facts: TextFacts) -> dict[str, Pe
 
 def _from_statistics(cap: CaptureData, layer: int, stats: xr.Dataset) -> dict[str, PerHead]:
     """The scores that are means of what the pass has measured."""
-    far = stats["local_mass"].values[:, LOCAL_DISTANCE:]
+    far = stats["local_mass"].values[:, cap.places.numpy() >= LOCAL_DISTANCE]
     most = _uniform_entropy(cap, layer, stats.sizes["query"])
     entropy = stats["entropy"].values.astype(np.float64)
     return {
@@ -68,5 +68,5 @@ def _mean(rows: Float[np.ndarray, "head query"]) -> PerHead:
 
 def _uniform_entropy(cap: CaptureData, layer: int, n: int) -> Float[np.ndarray, " query"]:
     """Entropy of equal attention to every visible key."""
-    first, stop = cap.spec(layer).seen(torch.arange(n), n)
+    first, stop = cap.spec(layer).seen(torch.arange(n), n, cap.documents)
     return np.log((stop - first).numpy())

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
+from jaxtyping import Int
+from torch import Tensor
 
 from hooks.errors import InputError
 from interp.analyses.heads.copies import Copies
@@ -47,7 +50,7 @@ def head_summary(
         raise InputError(f"{len(cap.positions)} token: heads show from 2 tokens on; capture with a larger n_tokens")
     if needle is not None:
         check_needle(cap, needle)
-    copies = Copies.of(cap.tokens) if len(cap.tokens) else None
+    copies = Copies.of(_by_document(cap)) if len(cap.tokens) else None
     facts = TextFacts(copies, needle)
     rows = [layer_scores(cap, layer, facts) for layer in track(chosen, "scoring heads")]
     heads = np.arange(cap.q(chosen[0]).shape[1])
@@ -63,6 +66,14 @@ def head_summary(
     missing = "this capture has no tokens: Capture.from_cache(cache, spec, tokens) keeps them"
     out = out.assign_attrs(n_tokens=len(cap.positions), copies=missing if copies is None else copies.extent)
     return result_of("head_summary", labelled(out, SCORES), "named scores of every head")
+
+
+def _by_document(cap: CaptureData) -> Int[Tensor, " pos"]:
+    """Ids that are the same for the same token of the same document."""
+    if cap.documents is None:
+        return cap.tokens
+    number = torch.searchsorted(cap.documents, torch.arange(len(cap.tokens)), right=True)
+    return cap.tokens + number * (cap.tokens.max() + 1)
 
 
 def head_table(summary: xr.Dataset, sort_by: str | None = None, *, ascending: bool = False) -> pd.DataFrame:

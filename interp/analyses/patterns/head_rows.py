@@ -51,7 +51,7 @@ class HeadRows:
             sinks=None if spec.sinks is None else spec.sinks[head : head + 1].cpu(),
             alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes[head : head + 1],
         )
-        see = Visibility.of(spec, cap.positions, cap.positions)
+        see = Visibility.of(spec, cap.positions, cap.positions, documents=cap.documents)
         own_k = k[:, head // (q.shape[1] // k.shape[1])]
         return cls(q[:, head].cpu(), own_k.cpu(), spec, see, f"layer {layer}, head {head}")
 

@@ -243,24 +243,24 @@ def _pooled(
         count.index_add_(0, bins, visible.index_add_(1, column_bin, (scores > -torch.inf).long()))
     values = torch.where(count > 0, pooled / count if reduce == "mean" else pooled, torch.nan)
     middles = {
-        name: _middles(cap.positions[chosen], bins)
+        name: _middles(cap.labels[chosen], bins)
         for name, chosen, bins in (("map_query", rows, row_bin), ("map_key", columns, column_bin))
     }
     return xr.DataArray(values.numpy(), middles, ("map_query", "map_key"))
 
 
-def _middles(positions: Int[Tensor, " chosen"], bins: Int[Tensor, " chosen"]) -> np.ndarray:
-    """Middle position of each bin."""
+def _middles(labels: Int[Tensor, " chosen"], bins: Int[Tensor, " chosen"]) -> np.ndarray:
+    """Middle of each bin."""
     first = torch.searchsorted(bins, torch.arange(int(bins[-1]) + 1))
     last = torch.cat([first[1:], torch.tensor([len(bins)])]) - 1
-    return ((positions[first] + positions[last]).double() / 2).numpy()
+    return ((labels[first] + labels[last]).double() / 2).numpy()
 
 
 def _labels(cap: CaptureData, **chosen: Int[Tensor, " chosen"]) -> dict[str, tuple[str, Any]]:
-    """Coordinates: position and token of every chosen query and key."""
+    """Coordinates: position (in a row of several documents the index) and token of every chosen query and key."""
     labels: dict[str, tuple[str, Any]] = {}
     for name, indices in chosen.items():
-        labels[name] = (name, cap.positions[indices].numpy())
+        labels[name] = (name, cap.labels[indices].numpy())
         labels[f"{name}_token"] = (name, _strings(cap, indices))
     return labels
 

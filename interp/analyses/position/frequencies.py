@@ -59,7 +59,8 @@ def frequency_bias(
 
     Raises:
         StageError: no such layer or head, or a layer that does not rotate or whose frequencies are not known.
-        InputError: q or k hold NaN or infinity, positions have gaps, or there are fewer than two.
+        InputError: q or k hold NaN or infinity, positions have gaps or are of packed documents, or there are fewer
+            than two.
         MaterializationError: the result does not fit in free memory.
 
     Source:
@@ -67,6 +68,7 @@ def frequency_bias(
     """
     chosen = rotating_layers(cap, layers)
     pairs = [_pairs_of(cap, layer) for layer in chosen]
+    cap.check_one_text("frequency_bias")
     if bool((cap.positions.diff() != 1).any()):
         raise InputError(
             "positions have gaps, and a correlation needs each to be one more than the last; cap.statistics() measures "

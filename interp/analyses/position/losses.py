@@ -20,13 +20,14 @@ def loss_by_position(cap: CaptureData, bins: int = 32) -> xr.Dataset:
 
     Raises:
         StageError: the capture holds no loss.
-        InputError: bins below 1.
+        InputError: bins below 1, or a capture of packed documents.
     """
     if not len(cap.loss):
         raise StageError(
             "this capture holds no loss: it is not complete, or was made from a cache or with loss=False; "
             "capture(model, text) holds it"
         )
+    cap.check_one_text("loss_by_position")
     return binned_loss(cap.loss, cap.positions, bins)
 
 

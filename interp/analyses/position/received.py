@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Int
+from torch import Tensor
 
 from hooks import AttentionSpec
 from hooks.errors import InputError
@@ -41,12 +43,13 @@ def received_by_position(
         there when the capture holds v.
 
     Raises:
-        InputError: fewer than three tokens, or a setting out of range.
+        InputError: fewer than three tokens, a setting out of range, or a capture of packed documents.
         StageError: no layer, or one that the capture does not hold.
 
     Source:
         arXiv 2307.03172 (lost in the middle), 2004.10102 (value-weighted attention).
     """
+    cap.check_one_text("received_by_position")
     n = len(cap.positions)
     if n < 3:
         raise InputError(f"{n} tokens have no begin, middle and end: capture a longer text")
@@ -81,9 +84,9 @@ def received_by_position(
     return result_of("received_by_position", labelled(out, RECEIVED_BY_POSITION), what)
 
 
-def queries_seeing(spec: AttentionSpec, n: int) -> np.ndarray:
+def queries_seeing(spec: AttentionSpec, n: int, documents: Int[Tensor, " document"] | None = None) -> np.ndarray:
     """How many of n queries see each of n keys."""
-    first, stop = _visible(spec, n)
+    first, stop = _visible(spec, n, documents)
     # Every query opens at its first key and closes after its last one.
     return np.cumsum(np.bincount(first, minlength=n + 1) - np.bincount(stop, minlength=n + 1))[:n]
 
@@ -96,9 +99,11 @@ def _uniform(spec: AttentionSpec, n: int) -> np.ndarray:
     return np.cumsum(opened - np.bincount(stop, weight, minlength=n + 1))[:n]
 
 
-def _visible(spec: AttentionSpec, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _visible(
+    spec: AttentionSpec, n: int, documents: Int[Tensor, " document"] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """First visible key of each query of a whole text, and one past the last."""
-    first, stop = spec.seen(torch.arange(n), n)
+    first, stop = spec.seen(torch.arange(n), n, documents)
     return first.numpy(), stop.numpy()
 
 

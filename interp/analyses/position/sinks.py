@@ -21,7 +21,8 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
     """Mean attention to the first token, over (layer, head).
 
     mean_i p_i0 over the queries that see the first token, the first query left out because it sees nothing else.
-    In a sliding layer those are the first window − 1 queries after it.
+    In a sliding layer those are the first window − 1 queries after it. Each of several packed documents has its own
+    first token.
 
     Args:
         cap: the capture.
@@ -32,10 +33,12 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
     chosen = asked_layers(cap.layers, layers)
     mass = cap.statistics(chosen)["sink_mass"].sel(sink_size=1)
     n = mass.sizes["query"]
+    index = torch.arange(n)
     means = []
     for layer in chosen:
-        first, _ = cap.spec(layer).seen(torch.arange(n), n)
-        seeing = slice(1, max(2, int((first == 0).sum())))
+        first, _ = cap.spec(layer).seen(index, n, cap.documents)
+        seeing = (first == index - cap.places) & (cap.places > 0)
+        seeing = (seeing if bool(seeing.any()) else cap.places == 1).nonzero()[:, 0].numpy()
         means.append(mass.sel(layer=layer).isel(query=seeing).mean("query").values)
     said = FIRST_TOKEN_MASS["first_token_mass"]
     coords = {"layer": list(chosen), "head": mass["head"]}
@@ -52,8 +55,9 @@ def sink_rate(
     """Which heads use the k-th token as a sink, and their share.
 
     α_k = Σ_{i ≥ k} p_ik / (T − k + 1), tokens and queries counted from 1: the mean attention that token k receives
-    from the queries that can see it, itself included. A head is a sink head when α_k > ε; the sink rate is the share
-    of sink heads. In a sliding layer the mean is over the window, outside of which nobody sees the token.
+    from the queries that can see it, itself included; in packed documents, that the k-th token of each receives. A head
+    is a sink head when α_k > ε; the sink rate is the share of sink heads. In a sliding layer the mean is over the
+    window, outside of which nobody sees the token.
 
     Args:
         cap: a capture of more than k tokens.
@@ -75,12 +79,15 @@ def sink_rate(
     n = len(cap.positions)
     if k < 1 or not 0 <= epsilon <= 1:
         raise InputError(f"k={k} counts tokens from 1, and epsilon={epsilon} lies between 0 and 1")
-    if n <= k:
-        raise InputError(f"{n} tokens: whether token {k} is a sink shows only after it, so capture a longer text")
+    if cap.longest <= k:
+        raise InputError(
+            f"{cap.longest} tokens: whether token {k} is a sink shows only after it, so capture a longer text"
+        )
     chosen = asked_layers(cap.layers, layers)
     received = cap.statistics(chosen)["received"]
-    seen = [queries_seeing(cap.spec(layer), n)[k - 1] for layer in chosen]
-    score = received.isel(key=k - 1, drop=True) / xr.DataArray(seen, dims="layer")
+    token = (cap.places == k - 1).nonzero()[:, 0].numpy()
+    seen = [queries_seeing(cap.spec(layer), n, cap.documents)[token].sum() for layer in chosen]
+    score = received.isel(key=token).sum("key") / xr.DataArray(seen, dims="layer")
     is_sink = score > epsilon
     out = xr.Dataset({"sink_score": score, "is_sink": is_sink, "sink_rate": is_sink.mean()})
     what = "attention sinks by head, and their share"

@@ -106,5 +106,9 @@ def _by_distance(cap: CaptureData, layer: int, stage: str) -> xr.Dataset:
     if stage == "final":
         return cap.statistics([layer]).isel(layer=0)
     return attention_statistics(
-        cap.q(layer, stage), cap.k(layer, stage), linear(cap.spec(layer)), groups=("distances",)
+        cap.q(layer, stage),
+        cap.k(layer, stage),
+        linear(cap.spec(layer)),
+        groups=("distances",),
+        documents=cap.documents,
     )

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Int
 from torch import Tensor
 
 from hooks import AttentionSpec
@@ -109,7 +110,7 @@ def _measure(
     spec, rope = cap.spec(layer), cfg.rope_for(layer)
     q, k = recompute(cap, layer, "q", steps, rope), recompute(cap, layer, "k", steps, rope)
     known = ScoreMoments.of(cap.statistics([layer]).isel(layer=0)) if cfg is cap.cfg else None
-    shape = score_shape(q, k, spec, levels, known, cap.positions)
+    shape = score_shape(q, k, spec, levels, known, cap.standing)
     bound = layer_bound(cap, layer, cfg=cfg, steps=steps)
     with np.errstate(divide="ignore"):
         measured = {
@@ -120,16 +121,22 @@ def _measure(
             "kurtosis": shape.kurtosis,
             "bound": finite(bound),
             "utilisation": utilisation(shape, finite(bound), spec),
-            "float16_headroom": FLOAT16_MAX / largest_product(q, k, spec, shape),
+            "float16_headroom": FLOAT16_MAX / largest_product(q, k, spec, shape, cap.documents),
             "sharpness_cap": _sharpness_cap(bound, _n_keys(cap, layer), spec),
         }
     return measured, shape.quantiles
 
 
-def largest_product(q: Tensor, k: Tensor, spec: AttentionSpec, moments: ScoreMoments) -> PerHead:
+def largest_product(
+    q: Tensor,
+    k: Tensor,
+    spec: AttentionSpec,
+    moments: ScoreMoments,
+    documents: Int[Tensor, " document"] | None,
+) -> PerHead:
     """The largest |q·k| over the visible pairs, before scale, soft-cap and ALiBi; `moments` are those of the scores."""
     if not is_linear(spec):
-        moments = ScoreMoments.of(attention_statistics(q, k, linear(spec), groups=("distances",)))
+        moments = ScoreMoments.of(attention_statistics(q, k, linear(spec), groups=("distances",), documents=documents))
     return moments.largest / abs(spec.scale)
 
 
@@ -148,7 +155,7 @@ def _float16_limit(spec: AttentionSpec) -> float:
 
 def _n_keys(cap: CaptureData, layer: int) -> int:
     """Keys that the query with the longest view sees, counted on one side of it."""
-    return reach(cap.spec(layer), len(cap.positions))[1] + 1
+    return reach(cap.spec(layer), cap.longest)[1] + 1
 
 
 def _vector_norms(cap: CaptureData, chosen: Sequence[int]) -> dict[str, np.ndarray]:

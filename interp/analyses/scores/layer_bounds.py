@@ -100,7 +100,7 @@ def layer_bound(
         distance: give the bound at each of these distances.
     """
     cfg, steps = cap.cfg if cfg is None else cfg, cap.steps(layer) if steps is None else steps
-    constants, n = cap.constants(layer), len(cap.positions)
+    constants, n = cap.constants(layer), cap.longest
     constants = constants if spec is None else replace(constants, spec=spec)
     return proven_bound(constants, layer, cfg, steps, length=n, max_distance=n - 1, distance=distance)
 

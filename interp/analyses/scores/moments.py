@@ -1,13 +1,14 @@
 """Range, moments, kurtosis and quantiles of one layer's scores over all visible pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from hooks import AttentionSpec
@@ -65,7 +66,7 @@ def score_shape(
     spec: AttentionSpec,
     quantiles: Sequence[float],
     known: ScoreMoments | None = None,
-    positions: Int[Tensor, " pos"] | None = None,
+    standing: Mapping[str, Any] | None = None,
 ) -> ScoreShape:
     """Everything about the distribution of scores, from a pass over ``z = (s − centre) / spread``.
 
@@ -81,10 +82,10 @@ def score_shape(
         spec: how they become scores; the sink logit does not matter.
         quantiles: levels from 0 to 1.
         known: exact moments if there are any already; they save the larger half of the pass.
-        positions: position of each token, by which ALiBi goes; by default its index.
+        standing: where queries and keys stand, as `attention_statistics` takes it; by default they are one text.
     """
     spec = replace(spec, sinks=None)
-    heads, measure = q.shape[1], partial(attention_statistics, query_positions=positions, key_positions=positions)
+    heads, measure = q.shape[1], partial(attention_statistics, **(standing or {}))
     centre, spread = np.zeros(heads), np.ones(heads)
     if spec.softcap is None:
         rough = known

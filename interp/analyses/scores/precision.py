@@ -196,7 +196,7 @@ def _headroom(cap: CaptureData, layer: int) -> tuple[Float[np.ndarray, "head dty
     """Limit over the largest number, observed and proven (NaN without a bound), for each head and format."""
     q, k, spec, heads = cap.q(layer), cap.k(layer), cap.spec(layer), cap.cfg.n_heads
     top_q, top_k = (_per_head_largest(x, heads) for x in (q, k))
-    product = largest_product(q, k, spec, ScoreMoments.of(cap.statistics([layer]).isel(layer=0)))
+    product = largest_product(q, k, spec, ScoreMoments.of(cap.statistics([layer]).isel(layer=0)), cap.documents)
     bound = layer_bound(cap, layer, spec=linear(spec)) / abs(spec.scale)
     bound_q, bound_k = vector_bounds(cap, layer)
     observed, proven = [], []

@@ -8,6 +8,7 @@ from dense import dense_pattern, dense_scores, dense_z
 from tiny import tiny_model, tokens
 from tiny_foreign import FOREIGN, foreign_model, foreign_tokens
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hooks import HookedTransformer
 from hooks.errors import AttachError, InputError
@@ -282,3 +283,16 @@ def test_a_text_tower_beside_an_image_tower():
             attached(picture, **inputs)
         with pytest.raises(InputError, match="pixel_value'"):
             attached(ids, pixel_value=inputs["pixel_values"])
+
+
+def test_the_output_weights_of_gpt2_lie_the_other_way_round():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    ids, projection = foreign_tokens(13), model.transformer.h[0].attn.c_proj
+    with HookedTransformer.attach(model) as attached, torch.no_grad():
+        _, cache = attached.run_with_cache(ids, names_filter="blocks.0.attn.hook_z")
+        heads = torch.einsum("bphd,hdm->bpm", cache["z", 0], attached.blocks[0].attn.W_O) + projection.bias
+        assert closeness(heads, projection(cache["z", 0].flatten(2))) < 1e-6
+        watched, _ = attached.run_with_cache(ids, names_filter="blocks.*.attn.hook_result")
+        assert closeness(watched, attached(ids)) < 1e-5

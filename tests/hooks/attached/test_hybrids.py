@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hooks import HookedTransformer
+from hooks.errors import AttachError
 from interp import bound_by_distance, capture, score_ranges
 
 SIZES = {
@@ -52,6 +53,13 @@ def test_a_hybrid_is_captured_where_it_attends(kind):
     bound = bound_by_distance(cap)["bound"]
     ranges = score_ranges(cap)
     assert bool(bound.notnull().all()) and float(ranges["utilisation"].max()) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_next"])
+def test_packed_documents_are_refused_where_a_layer_carries_what_it_read(kind):
+    packed = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    with HookedTransformer.attach(hybrid(kind)) as attached, pytest.raises(AttachError, match="carry what they read"):
+        attached(torch.arange(3, 11), position_ids=packed)
 
 
 @pytest.mark.parametrize(("family", "offset"), [("gemma3_text", True), ("qwen3", False), ("olmo2", False)])

@@ -83,13 +83,24 @@ def test_a_mask_of_any_type_hides_padding(model, dtype):
         (torch.arange(8).to(torch.complex64), "torch.complex64"),
         (torch.arange(8) - 1, "from -1"),
         (torch.arange(7), r"shape \(7,\)"),
-        (torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), "fall from 3 to 0 inside row 0.*packed"),
-        (torch.stack([torch.arange(8), torch.arange(8) // 5 * -4 + torch.arange(8)]), "fall from 4 to 1 inside row 1"),
+        (torch.tensor([0, 1, 2, 4, 0, 1, 2, 3]), "go from 4 to 0 inside row 0.*from 2 to 4 inside row 0"),
     ],
 )
 def test_what_are_no_positions_is_refused(model, positions, says):
     with pytest.raises(InputError, match=says):
         model(IDS, position_ids=positions)
+
+
+@pytest.mark.parametrize(
+    ("positions", "says"),
+    [
+        (torch.tensor([0, 1, 2, 3, 0, 1, 2, 3]), "go from 3 to 0 inside row 0.*attention_mask out"),
+        (torch.stack([torch.arange(8), torch.arange(8) // 5 * -4 + torch.arange(8)]), "go from 4 to 1 inside row 1"),
+    ],
+)
+def test_packed_documents_beside_a_mask_are_refused(model, positions, says):
+    with pytest.raises(InputError, match=says):
+        model(IDS, position_ids=positions, attention_mask=torch.ones_like(IDS))
 
 
 def test_positions_of_padding_may_be_anything(model):

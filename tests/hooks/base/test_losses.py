@@ -6,7 +6,8 @@ import torch
 
 import hooks.base.losses
 from hooks import HookedTransformer
-from hooks.base.losses import mean_loss, next_token_nll
+from hooks.base.inputs import predicted_tokens
+from hooks.base.losses import mean_loss, next_token_nll, within_documents
 from interp.captures import capture
 
 IDS = tiny.tokens(29)
@@ -81,8 +82,19 @@ def test_logits_that_are_computed_again_give_the_same_gradient(monkeypatch):
 def test_a_pair_with_padding_on_either_side_does_not_count():
     nll = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
     assert mean_loss(nll, None) == 277.75
-    assert mean_loss(nll, torch.tensor([[0, 0, 1, 1, 1]])) == 550  # the first token after padding is not predicted
-    assert mean_loss(nll, torch.tensor([[True, True, True, True, False]])) == 37
+    ids, real = torch.arange(5)[None], torch.tensor([[False, False, True, True, True]])
+    assert mean_loss(nll, predicted_tokens(ids, real)) == 550  # the first token after padding is not predicted
+    assert mean_loss(nll, predicted_tokens(ids, torch.tensor([[True, True, True, True, False]]))) == 37
+
+
+def test_the_first_token_of_a_document_is_predicted_from_nothing():
+    nll = torch.tensor([[1.0, 10.0, 100.0, 1000.0], [1.0, 10.0, 100.0, 1000.0]])
+    ids, documents = torch.zeros(2, 5, dtype=torch.long), torch.tensor([[0, 2, 4], [0, 1, 5]])
+    kept = torch.tensor([[1, torch.nan, 100, torch.nan], [torch.nan, 10, 100, 1000]])
+    torch.testing.assert_close(within_documents(nll, documents), kept, equal_nan=True)
+    assert mean_loss(nll, predicted_tokens(ids, None, documents)) == torch.tensor([1.0, 100, 10, 100, 1000]).mean()
+    padding = torch.tensor([[True, True, True, True, False], [True] * 5])
+    assert mean_loss(nll, predicted_tokens(ids, padding, documents)) == torch.tensor([1.0, 100, 10, 100, 1000]).mean()
 
 
 def test_another_return_type_is_refused_by_both():

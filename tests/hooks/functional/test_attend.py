@@ -138,6 +138,27 @@ def test_all_ways_equal_dense_float64(case):
         assert_close(z, expected, 1e-5 if case.dtype == torch.float32 else 1e-12)
 
 
+@settings(max_examples=40, deadline=None)
+@given(case=cases, cuts=st.lists(st.integers(1, 299), max_size=6), shared=st.booleans())
+@example(case=Case(n_queries=300, window=33, group=4, kv_heads=1), cuts=[100, 101, 299], shared=True)
+@example(case=Case(batch=2, n_queries=300, sinks=True, softcap=2.0, alibi=True), cuts=[7, 200], shared=False)
+@example(case=Case(batch=2, n_queries=140, causal=False), cuts=[1, 139], shared=False)
+def test_packed_documents_equal_each_alone_in_dense_float64(case, cuts, shared):
+    case = dataclasses.replace(case, query_start=0, padding=0, gap=0)
+    (q, k, v), spec, n = case.tensors(), case.spec(), case.n_queries
+    rows = [sorted({0, *(cut for cut in cuts[: None if shared else b + 1] if cut < n)}) for b in range(case.batch)]
+    widest = max(map(len, rows))
+    documents = torch.tensor([row + [n] * (widest - len(row)) for row in rows])
+    expected = torch.empty(q.shape, dtype=torch.float64)
+    for b, row in enumerate(rows):
+        for start, stop in zip(row, [*row[1:], n], strict=True):
+            part = slice(start, stop)
+            expected[b, part] = dense_of(*(x[b : b + 1, part] for x in (q, k, v)), spec)[2][0]
+    for attend in WAYS.values():
+        z = attend(q, k, v, spec, documents=documents[0] if shared else documents)
+        assert_close(z, expected, 1e-5 if case.dtype == torch.float32 else 1e-12)
+
+
 @settings(max_examples=15, deadline=None)
 @given(case=cases, cut=st.integers(1, 299))
 def test_chunked_equals_one_shot(case, cut):

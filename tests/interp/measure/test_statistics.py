@@ -21,28 +21,30 @@ from interp.measure.statistics import attention_statistics
 from interp.measure.work import Pass
 
 
-def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=0, key_mask=None, **positions):
+def dense_statistics(
+    q, k, spec, *, v=None, w_o=None, map_size=128, query_start=0, key_mask=None, documents=None, **positions
+):
     """Every variable by its definition from the n × n matrices, float64 numpy."""
     n_q, n_k, heads = q.shape[0], k.shape[0], q.shape[1]
     i = positions.get("query_positions")
     j = positions.get("key_positions")
     i = np.arange(n_q) + query_start if i is None else i.numpy()
     j = np.arange(n_k) if j is None else j.numpy()
+    documents = documents or [0]
+    rules = {"causal": spec.causal, "window": spec.window, "query_start": query_start, "documents": documents}
     s = dense_scores(
         q,
         k,
         spec.scale,
-        causal=spec.causal,
-        window=spec.window,
+        **rules,
         softcap=spec.softcap,
         alibi_slopes=spec.alibi_slopes,
-        query_start=query_start,
         key_mask=key_mask,
         query_positions=torch.tensor(i),
         key_positions=torch.tensor(j),
     )
     p = dense_pattern(s, spec.sinks).numpy()
-    ok = visible(n_q, n_k, causal=spec.causal, window=spec.window, query_start=query_start, key_mask=key_mask).numpy()
+    ok = visible(n_q, n_k, **rules, key_mask=key_mask).numpy()
     s = s.numpy()
     seen = ok.any(1)
     delta = i[:, None] - j[None, :]
@@ -67,7 +69,8 @@ def dense_statistics(q, k, spec, *, v=None, w_o=None, map_size=128, query_start=
     out["local_mass"] = (p * (np.abs(delta) < 64)).sum(-1)
     out["max_prob"] = p.max(-1)
     real = np.arange(n_k) if key_mask is None else np.nonzero(key_mask.numpy())[0]
-    out["sink_mass"] = np.stack([p[:, :, real[:m]].sum(-1) for m in (1, 4)], -1)
+    each = [real[(real >= a) & (real < b)] for a, b in zip(documents, [*documents[1:], n_k], strict=True)]
+    out["sink_mass"] = np.stack([sum(p[:, :, own[:m]].sum(-1) for own in each) for m in (1, 4)], -1)
     for name in out:
         out[name] = np.where(seen[:, None] if name == "sink_mass" else seen, out[name], np.nan)
     out["received"], out["received_max"] = p.sum(1), p.max(1)
@@ -186,6 +189,8 @@ def problems(draw):
     elif padding == "holes":
         kwargs["key_mask"] = torch.rand(n_k, generator=generator) > 0.3
         kwargs["key_mask"][0] = True
+    if draw(st.booleans()):
+        kwargs["documents"] = sorted({0, *draw(st.lists(st.integers(0, n_k - 1), max_size=5))})
     layout = draw(st.sampled_from(["default", "default", "shifted", "gaps", "packed"]))
     base = torch.arange(n_k)
     positions = {
@@ -228,6 +233,38 @@ def test_block_size_does_not_matter(problem):
         if name in ("argmax_key", "score_count", "positional_r2", "score_m2"):
             continue
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5 * scale, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("backend", ["portable", "fused"])
+@pytest.mark.parametrize(("causal", "window"), [(True, None), (True, 9), (False, None), (False, 5)])
+def test_packed_documents_are_measured_as_each_alone(backend, causal, window):
+    torch.manual_seed(2)
+    n, starts = 301, [0, 1, 130, 200, 203]
+    q, k, v = torch.randn(n, 6, 16), torch.randn(n, 2, 16), torch.randn(n, 2, 16)
+    spec = AttentionSpec(scale=0.5, causal=causal, window=window, sinks=torch.randn(6))
+    ds = attention_statistics(q, k, spec, v=v, documents=torch.tensor(starts), backend=backend)
+    alone = [
+        attention_statistics(q[a:b], k[a:b], spec, v=v[a:b], backend=backend)
+        for a, b in zip(starts, [*starts[1:], n], strict=True)
+    ]
+    for name in (name for name in ds.data_vars if "query" in ds[name].dims or "key" in ds[name].dims):
+        axis = ds[name].dims.index("query" if "query" in ds[name].dims else "key")
+        parts = [
+            one[name].values + (start if name == "argmax_key" else 0) for start, one in zip(starts, alone, strict=True)
+        ]
+        np.testing.assert_allclose(ds[name].values, np.concatenate(parts, axis), rtol=1e-5, atol=1e-6, err_msg=name)
+    for name in ("count", "attention", "attention_value"):
+        want = sum(one[name].reindex(distance=ds.distance, fill_value=0) for one in alone)
+        np.testing.assert_allclose(ds[name], want.transpose(*ds[name].dims), rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(ds.score_count, sum(one.score_count for one in alone))
+    assert ds.backend == backend
+
+
+@pytest.mark.parametrize("documents", [[], [1, 5], [0, 5, 3], [0, 9], [0, 2.5], "0", 3])
+def test_documents_that_are_none_are_refused(documents):
+    q = torch.zeros(9, 1, 4)
+    with pytest.raises(InputError, match=r"^documents="):
+        attention_statistics(q, q, AttentionSpec(scale=1.0), documents=documents)
 
 
 def test_scores_of_several_hundred():

@@ -396,6 +396,7 @@ def rewritten(cap, change):
         lambda body: body["parts"]["0"].remove("v"),
         lambda body: body["parts"].pop("0"),
         lambda body: body.pop("documents"),
+        *(lambda body, x=x: body.update(documents=x) for x in ([0, 17], [0], [1, 5], [0, 9, 9], [0, 99], [0, 1.5], 3)),
         lambda body: body.update(extras=[1]),
     ],
 )
@@ -415,7 +416,6 @@ def test_a_manifest_that_is_none(cap, content):
     ("change", "what"),
     [
         (lambda body: body["parts"]["1"].append("grad.z"), r"grad\.z"),
-        (lambda body: body.update(documents=[0, 17]), "documents"),
         (lambda body: body.update(padding=[0] * N), "padding"),
         (lambda body: body["extras"].update(gradients={"optional": False}), "gradients"),
         (lambda body: body["extras"].update(gradients={}), "gradients"),

@@ -1,0 +1,254 @@
+"""Streamed weights: the same bits as held ones, each byte read once a pass, a named error when a file goes wrong."""
+
+import copy
+import json
+import os
+import pickle
+import threading
+from collections import Counter
+
+import pytest
+import torch
+from tiny import Shape, tiny_model, tokens
+from tiny_gguf import write_gguf
+
+from hooks import ConfigError, HookedTransformer, WeightError
+from hooks.config.rope import RopeConfig
+from hooks.errors import CaptureWarning, StreamingWarning
+from hooks.loading import stream as streaming
+from hooks.recipes import remove_sink
+from interp import capture, open_capture, resume
+
+load = HookedTransformer.from_pretrained
+pytestmark = pytest.mark.filterwarnings("ignore::hooks.errors.NarrowRotaryWarning")
+
+
+def saved(path, family="llama", layers=4, tied=False, **more):
+    """A tiny checkpoint in many shards."""
+    theirs = tiny_model(family, Shape(layers=layers, tied=tied), **more)
+    theirs.save_pretrained(path, max_shard_size="20KB")
+    return theirs
+
+
+def in_memory(model):
+    """Our parameters that have values now."""
+    return {".".join(name.split(".")[:2]) for name, p in model.named_parameters() if not p.is_meta}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3", "gpt_neox", "olmo2", "gptj"])
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_same_bits_and_each_byte_once(tmp_path, family, tied):
+    theirs = saved(tmp_path, family, tied=tied)
+    held, streamed = load(tmp_path, stream=False), load(tmp_path, stream=True)
+    ids = tokens(23)
+    out = streamed(ids)
+    assert torch.equal(out, held(ids))
+    torch.testing.assert_close(out, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+    assert set(streamed.stream.reads.values()) == {1}
+    names = {n for n, p in held.named_parameters(remove_duplicate=False) if not n.startswith("rotary.")}
+    assert set(streamed.stream.reads) == names - ({"unembed.weight"} if streamed.cfg.tie_word_embeddings else set())
+    assert torch.equal(streamed.loss_per_token(ids), held.loss_per_token(ids))
+
+
+@torch.no_grad()
+def test_memory_is_two_blocks(tmp_path):
+    saved(tmp_path, layers=7)
+    model, seen = load(tmp_path, stream=True), []
+    model.run_with_hooks(
+        tokens(9), fwd_hooks=[("blocks.*.hook_resid_post", lambda x, hook: seen.append(in_memory(model)))]
+    )
+    for layer, there in enumerate(seen):
+        assert f"blocks.{layer}" in there
+        assert (
+            len({name for name in there if name.startswith("blocks.")}) == 1
+        )  # the next is read, and not in place yet
+        assert len(model.stream._resident) <= 2
+
+
+@torch.no_grad()
+def test_gguf_is_dequantised_as_it_is_read(tmp_path):
+    path = write_gguf(tiny_model("llama", Shape(layers=3)), tmp_path / "tiny.gguf")
+    assert torch.equal(load(path, stream=True)(tokens(11)), load(path)(tokens(11)))
+
+
+@torch.no_grad()
+def test_hooks_caches_captures_and_other_settings(tmp_path):
+    saved(tmp_path / "model", "qwen3")
+    held, streamed = load(tmp_path / "model"), load(tmp_path / "model", stream=True)
+    ids = tokens(31, batch=1)
+    hooks = [("blocks.1.attn.hook_attn_scores", remove_sink(2))]
+    assert torch.equal(streamed.run_with_hooks(ids, fwd_hooks=hooks), held.run_with_hooks(ids, fwd_hooks=hooks))
+    _, one = streamed.run_with_cache(ids)
+    _, other = held.run_with_cache(ids)
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    changed = {"rope": RopeConfig(rope_theta=500.0)}
+    assert torch.equal(streamed.with_config(**changed)(ids), held.with_config(**changed)(ids))
+    caps = [capture(model, ids, tmp_path / f"{model is held}.capture") for model in (held, streamed)]
+    for layer in range(4):
+        for stage in caps[0].stages(layer):
+            assert torch.equal(caps[0].q(layer, stage), caps[1].q(layer, stage))
+        assert torch.equal(caps[0].constants(layer).w_o, caps[1].constants(layer).w_o)
+        assert torch.equal(caps[0].constants(layer).gain_k, caps[1].constants(layer).gain_k)
+    assert torch.equal(caps[0].loss, caps[1].loss)
+
+
+@torch.no_grad()
+def test_a_capture_in_memory_reads_everything_once(tmp_path):
+    saved(tmp_path, "gemma3_text")
+    model = load(tmp_path, stream=True)
+    capture(model, tokens(12, batch=1))
+    assert set(model.stream.reads.values()) == {1}
+
+
+def test_a_capture_on_disk_reads_one_matrix_of_a_block_twice(tmp_path):
+    """Its constants are written before the model runs."""
+    saved(tmp_path / "model")
+    model = load(tmp_path / "model", stream=True)
+    capture(model, tokens(12, batch=1), tmp_path / "a.capture")
+    twice = {name for name, count in model.stream.reads.items() if count > 1}
+    assert twice == {f"blocks.{layer}.attn.o_proj.weight" for layer in range(4)}
+    assert max(model.stream.reads.values()) == 2
+
+
+def test_weights_are_there_inside_resident_alone(tmp_path):
+    saved(tmp_path)
+    held, model = load(tmp_path), load(tmp_path, stream=True)
+    with pytest.raises(WeightError, match=r"with model\.resident"):
+        _ = model.blocks[2].attn.W_Q
+    for look in (lambda: model.W_K, lambda: model.W_E, lambda: model.W_U, lambda: model.blocks[0].mlp.W_in):
+        with pytest.raises(WeightError, match="streamed"):
+            look()
+    with model.resident(2):
+        assert torch.equal(model.blocks[2].attn.W_Q, held.blocks[2].attn.W_Q)
+        assert torch.equal(model.blocks[2].mlp.W_out, held.blocks[2].mlp.W_out)
+    with model.resident(1, ("attn.o_proj",)):
+        assert torch.equal(model.blocks[1].attn.W_O, held.blocks[1].attn.W_O)
+        with pytest.raises(WeightError):
+            _ = model.blocks[1].attn.W_Q
+    with held.resident(0):
+        assert held.blocks[0].attn.W_Q.shape[0] == held.cfg.n_heads
+
+
+def test_what_a_stream_cannot_do_is_refused(tmp_path):
+    theirs = saved(tmp_path)
+    model = load(tmp_path, stream=True)
+    for refused in (
+        model.half,
+        lambda: model.to(torch.float64),
+        lambda: copy.deepcopy(model),
+        lambda: pickle.dumps(model),
+    ):
+        with pytest.raises(ConfigError, match="streamed"):
+            refused()
+    assert model.to("cpu") is model
+    with pytest.raises(WeightError, match="state_dict"):
+        model.state_dict()
+    with pytest.raises(ConfigError, match="in memory"):
+        load(theirs, stream=True)
+    with pytest.raises(ConfigError, match="stream="):
+        load(tmp_path, stream="yes")
+    assert not any(p.requires_grad for name, p in model.named_parameters())
+
+
+@torch.no_grad()
+def test_a_model_that_does_not_fit_streams_and_says_so(tmp_path, monkeypatch):
+    saved(tmp_path)
+    whole = sum(p.numel() * 4 for p in load(tmp_path).parameters())
+    monkeypatch.setattr(streaming, "free_bytes", lambda device: whole - 1)
+    with pytest.warns(StreamingWarning, match="block by block"):
+        model = load(tmp_path)
+    assert model.stream is not None
+    assert load(tmp_path, stream=False).stream is None
+    monkeypatch.setattr(streaming, "free_bytes", lambda device: whole)
+    assert load(tmp_path).stream is None
+
+
+def shard_of(path, layer):
+    """The file that holds a block's first projection."""
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    return path / index["weight_map"][f"model.layers.{layer}.self_attn.q_proj.weight"]
+
+
+@pytest.mark.parametrize("what", ["removed", "cut short", "changed"])
+def test_a_file_that_goes_wrong_is_named_and_what_was_captured_stays(tmp_path, what):
+    saved(tmp_path / "model")
+    model, path = load(tmp_path / "model", stream=True), tmp_path / "a.capture"
+    ids, file = tokens(15, batch=1), shard_of(tmp_path / "model", 3)
+    before, times = file.read_bytes(), os.stat(file)
+
+    def spoil(x, hook):
+        if what == "removed":
+            file.unlink(missing_ok=True)
+        else:
+            file.write_bytes(before[:-64] if what == "cut short" else before[:-4] + b"\0\0\0\0")
+
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", spoil)]), pytest.raises(WeightError, match=file.name):
+        capture(model, ids, path)
+    with pytest.warns(CaptureWarning, match="unfinished"):
+        left = open_capture(path)
+    assert not left.is_complete
+    assert left.layers
+    file.write_bytes(before)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    resume(path, load(tmp_path / "model", stream=True))
+    whole = capture(load(tmp_path / "model"), ids)
+    assert all(torch.equal(open_capture(path).q(n), whole.q(n)) for n in range(4))
+
+
+def test_values_are_looked_at_when_their_block_is_read(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path)
+    file = shard_of(tmp_path, 2)
+    tensors = load_file(file)
+    tensors["model.layers.2.self_attn.q_proj.weight"][3, 4] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    model = load(tmp_path, stream=True)
+    with pytest.raises(WeightError, match=r"layers\.2\.self_attn\.q_proj.*NaN"):
+        model(tokens(5))
+    with pytest.raises(WeightError, match="NaN"):  # and again: nothing half-read is taken for good
+        model(tokens(5))
+
+
+@torch.no_grad()
+def test_names_and_shapes_are_checked_before_anything_is_read(tmp_path):
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    with pytest.raises(WeightError, match="4"):
+        load(tmp_path, stream=True)
+
+
+@torch.no_grad()
+def test_threads_share_a_stream(tmp_path):
+    saved(tmp_path)
+    model, ids = load(tmp_path, stream=True), tokens(17)
+    expected, found = load(tmp_path)(ids), Counter()
+
+    def run():
+        for _ in range(5):
+            found[bool(torch.equal(model(ids), expected))] += 1
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {True: 15}
+
+
+def test_gradients_of_activations_pass_through(tmp_path):
+    saved(tmp_path)
+    held, streamed = load(tmp_path), load(tmp_path, stream=True)
+    grads = []
+    for model in (held, streamed):
+        kept = []
+
+        def keep(x, hook, kept=kept):
+            kept.append(x.detach().requires_grad_())
+            return kept[-1]
+
+        model.run_with_hooks(tokens(8), "loss", fwd_hooks=[("blocks.1.hook_resid_pre", keep)]).backward()
+        grads.append(kept[0].grad)
+    assert torch.equal(*grads)
