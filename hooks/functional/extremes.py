@@ -46,7 +46,7 @@ def score_extremes(
     with torch.autocast(q.device.type, enabled=False):
         grouped = q.to(wide).view(*q.shape[:2], kv_heads, -1, q.shape[3]).permute(0, 2, 3, 1, 4)
         turned = k.to(wide).permute(0, 2, 3, 1).reshape(-1, k.shape[3], n_keys).contiguous()  # a view multiplies slowly
-        for block in row_blocks(spec, n_queries, n_keys, height, place.query_start):
+        for block in row_blocks(spec, n_queries, n_keys, height, place.query_start, place.documents):
             rows, keys = block
             shape = (q.shape[0], heads, rows.stop - rows.start, keys.stop - keys.start)
             scores = memory[: math.prod(shape)].view(shape)
@@ -71,13 +71,13 @@ def _ends(
 ) -> tuple[Float[Tensor, " head"], Float[Tensor, " head"]]:
     """Least and largest visible score of a block, which may be overwritten."""
     dims = (0, 2, 3)
-    if place.key_mask is None and spec.window is None:
-        before = max(place.query_start + block.rows.start - block.keys.start, 0)
+    before = place.query_start + block.rows.start - block.keys.start
+    if place.key_mask is None and place.documents is None and spec.window is None and before >= 0:
         if spec.causal and before < scores.shape[-1]:
             # Of these keys the first is there for every row: in the place of those that are not, it changes no end.
             part = scores[..., before:]
             part.copy_(torch.where(future[: part.shape[-2], : part.shape[-1]], part[..., :1], part))
         return scores.amin(dims), scores.amax(dims)
-    mask = additive_mask(spec, block, place.query_start, place.key_mask, scores.dtype, scores.device)
+    mask = additive_mask(spec, block, place, scores.dtype, scores.device)
     low, high = (scores, scores) if mask is None else (scores - mask, scores + mask)
     return low.amin(dims), high.amax(dims)

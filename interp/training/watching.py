@@ -62,6 +62,11 @@ def watch_scores(model: HookedTransformer | AttachedTransformer, on_step: OnStep
             f"watch_scores needs a HookedTransformer, and this is a {type(model).__name__}: give "
             "HookedTransformer.attach(model) for a transformers model"
         )
+    if isinstance(model, HookedTransformer) and model.stream is not None:
+        raise InputError(
+            "watch_scores needs weights that can be trained, and this model streams them: load it with "
+            "from_pretrained(…, stream=False)"
+        )
     if on_step is not None and not callable(on_step):
         raise InputError(f"on_step={on_step!r} cannot be called: give a function of a step and its numbers")
     return ScoreWatch(model, on_step)
