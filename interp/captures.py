@@ -97,6 +97,7 @@ def capture(
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
     loss: bool = True,
+    prepend_bos: bool | None = None,
     positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
     force: bool = False,
 ) -> Capture:
@@ -117,6 +118,8 @@ def capture(
         layers: which layers to keep; None keeps all.
         loss: whether to compute the loss. Without it the pass ends after the last layer to keep, so that an early layer
             of a very long text costs little; a report needs the loss.
+        prepend_bos: whether a text begins with the BOS token, which counts as one of n_tokens. None leaves it to the
+            tokenizer, as ``model.to_tokens`` does; False leaves out even one that the tokenizer itself would add.
         positions: position of each token. Where they start again from 0 a new document starts, packed into the same
             row: no query sees another document, and the first token of each is predicted from nothing (its loss is
             NaN). None counts from 0 to the end.
@@ -126,7 +129,9 @@ def capture(
     Raises:
         StageError: an unknown stage, one that no layer has, or a layer that the model does not have.
         TextError: fewer than two tokens to read.
-        InputError: token ids that the model does not know, or positions that do not count from 0 in each document.
+        InputError: token ids that the model does not know, prepend_bos together with token ids, or positions that do
+            not count from 0 in each document.
+        TokenizerError: a text, and the model has no tokenizer, or prepend_bos=True and the tokenizer no BOS token.
         MaterializationError: the tensors would not fit in memory; with a path they need not.
         CaptureError: the path holds something else, another capture (`CaptureMismatchError`), one that is being written
             (`CaptureBusyError`) or a damaged one (`CaptureDamagedError`).
@@ -136,7 +141,7 @@ def capture(
         >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
-    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, positions)
+    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
     if path is None:
         return _front(capture_in_memory(plan))
     write_capture(plan, path, force=force)

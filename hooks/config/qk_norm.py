@@ -29,7 +29,7 @@ class QKNormConfig:
         bias: LayerNorm's β.
         unit_offset: The gain is 1 + w (Gemma).
         scale_before_cast: Multiply by the gain in float32, then cast (OLMo 2); otherwise cast first (Llama).
-        scale: A fixed factor after the norm (10 in x-transformers' l2).
+        scale: A fixed factor after the norm, on q and on k: √10 each where x-transformers' l2 scales the score by 10.
 
     Raises:
         ConfigError: Naming the field, its value and what is allowed.

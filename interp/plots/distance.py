@@ -22,6 +22,9 @@ from interp.plots.curves import add_curves, along_distance, key_to_colours
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 from interp.plots.loss import add_losses
 
+# Panels side by side whose axes have room for a title each, in a figure of 520 CSS pixels.
+_TITLED = 2
+
 
 def attention_by_distance(
     binned: xr.Dataset,
@@ -83,6 +86,11 @@ def attention_by_variant(
         part = binned.sel(variant=variant)
         add_curves(figure, part, "attention_mean", along_distance(part), highlight=highlight, row=1, col=column)
         distance_axis(figure, part, row=1, col=column)
+    if len(variants) > _TITLED:
+        # Narrower than their axes' titles: one in the middle speaks for all.
+        middle = (len(variants) + 1) // 2
+        for column in set(range(1, len(variants) + 1)) - {middle}:
+            figure.update_xaxes(title=None, row=1, col=column)
     key_to_colours(figure, binned)
     figure.update_yaxes(type="log", **log_range(y_range), **DECADES, row=1)
     figure.update_yaxes(title="mean attention of a pair", row=1, col=1)

@@ -72,6 +72,7 @@ def _add_stretches(figure: go.Figure, run: xr.Dataset, name: str, colour: str, *
         marker={"size": 5, "color": colour},
         customdata=[f"{a:,}–{b:,}" for a, b in zip(first, last, strict=True)],
         hovertemplate=said + "tokens %{customdata}: %{y:.3f} nats<extra></extra>",
+        legendgroup=name,  # beside curves that have groups, those of one group stand one under the other
         name=html.escape(name, quote=False) or "mean of a stretch" + " ± standard error" * bool(error),
         **where,
     )

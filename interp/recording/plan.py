@@ -96,6 +96,7 @@ def plan_capture(
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
     loss: bool = True,
+    prepend_bos: bool | None = None,
     positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
@@ -105,10 +106,11 @@ def plan_capture(
     if checks.flag("loss", loss) and not getattr(model, "has_head", True):
         raise StageError("this model was attached without its output head, so it has no loss: capture with loss=False")
     stages = _stage_names(stages)
+    prepend_bos = None if prepend_bos is None else checks.flag("prepend_bos", prepend_bos)
     n_tokens = None if n_tokens is None else checks.whole("n_tokens", n_tokens, at_least=2)
     steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
-    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
+    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
     documents = None if positions is None else _documents_of(positions, tokens)
     str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
@@ -131,12 +133,15 @@ def _tokens_of(
     model: HookedTransformer | AttachedTransformer,
     source: "str | Text | Sequence[int] | Tensor",
     n_tokens: int | None,
+    prepend_bos: bool | None,
 ) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
     """Tokens in one row, one line on what they are, and the text if there is one."""
     if isinstance(source, str | Text):
         text = as_text(source)
-        tokens, what = tokenise(model, text, n_tokens)
+        tokens, what = tokenise(model, text, n_tokens, prepend_bos)
         return tokens, what, text
+    if prepend_bos is not None:
+        raise InputError(f"prepend_bos={prepend_bos} is for a text: token ids are read as they are; leave it out")
     if not isinstance(source, Tensor | Sequence | np.ndarray):
         raise InputError(f"cannot read a {type(source).__name__}: give a text, or token ids in one row")
     try:

@@ -1,5 +1,6 @@
 """Whatever an analysis returns draws itself: a figure with the result's own numbers, light and dark."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -59,6 +60,22 @@ def test_every_result_draws_itself(cap, model, name):
     assert figure.data and figure.layout.title.text
     for drawn in (figure, plots.dark(figure)):
         json.loads(drawn.to_json())
+
+
+@pytest.mark.parametrize(("name", "titles"), [("what_if_rope", 2), ("what_if_rope, full", 1)])
+def test_the_titles_of_axes_side_by_side_do_not_meet(cap, model, name, titles):
+    figure = plots.show(ANALYSES[name](cap, model))
+    top = [axis for axis in figure.select_xaxes() if axis.title.text != "position [tokens]"]
+    # CSS pixels: a narrow page less its margins and colour bar, a letter of a title, and what keeps two words apart.
+    plot, letter, apart = 520 - 150, 6.6, 8
+    spans = []
+    for axis in top:
+        if axis.title.text:
+            middle, half = plot * sum(axis.domain) / 2, letter * len(axis.title.text) / 2
+            spans.append((middle - half, middle + half))
+    assert len(spans) == titles
+    assert all(left[1] + apart < right[0] for left, right in itertools.pairwise(sorted(spans)))
+    assert len({trace.legendgroup for trace in figure.data if trace.showlegend is None}) == (titles == 1) * 2
 
 
 def test_the_loss_of_both_runs_stands_under_their_curves(cap, model):

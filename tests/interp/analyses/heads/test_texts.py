@@ -86,7 +86,7 @@ class _Worded:
     tokenizer = _Tokenizer()
 
     def to_tokens(self, text, prepend_bos=True):
-        ids = [0] * prepend_bos + [10 + ord(c) % 40 for c in text]
+        ids = [0] * (prepend_bos is not False) + [10 + ord(c) % 40 for c in text]
         return torch.tensor([ids])
 
 
