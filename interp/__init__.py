@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from interp.texts.needles import plant_needle
     from interp.texts.repeated import repeated_tokens
     from interp.texts.texts import standard_text
+    from interp.training.watching import ScoreWatch, watch_scores
 
 _HOME = {
     "Capture": "interp.captures",
+    "ScoreWatch": "interp.training.watching",
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
@@ -64,11 +66,13 @@ _HOME = {
     "standard_text": "interp.texts.texts",
     "typical_distance": "interp.analyses.position.distance",
     "typical_heads": "interp.analyses.heads.summary",
+    "watch_scores": "interp.training.watching",
     "what_if_rope": "interp.analyses.counterfactual.what_if",
 }
 
 __all__ = [
     "Capture",
+    "ScoreWatch",
     "attention_map",
     "attention_pattern",
     "attention_statistics",
@@ -99,6 +103,7 @@ __all__ = [
     "standard_text",
     "typical_distance",
     "typical_heads",
+    "watch_scores",
     "what_if_rope",
 ]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ from hooks.functional.place import FROM_START, Place
 from hooks.functional.rope import rotate
 from hooks.modules.hook_point import HookPoint, run_hooks
 from hooks.modules.qk_norm import QKNorm
+from hooks.modules.watching import show_to_watchers
 from hooks.modules.weight_views import AttentionWeights, scaled
 
 
@@ -160,7 +161,7 @@ class Attention(AttentionWeights, nn.Module):
 
 
 class AttendingPoints(Protocol):
-    """The points of scores and pattern, whole and by rows."""
+    """The points of scores and pattern, whole and by rows, of a layer's attention module."""
 
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
@@ -192,6 +193,7 @@ def attend_hooked(
         **where: fields of `Place`, given one by one.
     """
     place = replace(place, **where)
+    show_to_watchers(cast(nn.Module, points), q, k, spec, place)
     if points.hook_attn_scores.has_hooks() or points.hook_pattern.has_hooks():
         queries, keys = place.plain().positions(slice(0, q.shape[1]), slice(0, k.shape[1]), q.device)
         for point in (points.hook_attn_scores, points.hook_pattern):

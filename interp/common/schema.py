@@ -71,6 +71,7 @@ def digest(table: Table) -> str:
 # Coordinates that mean the same in every result.
 COORDINATES: dict[str, dict[str, str]] = {
     "layer": {"units": "", "description": "layer index"},
+    "step": {"units": "", "description": "training step, from 0"},
     "head": {"units": "", "description": "query head"},
     "query": {"units": "token", "description": "position of the query"},
     "key": {"units": "token", "description": "position of the key"},

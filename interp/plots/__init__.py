@@ -19,6 +19,7 @@ from interp.plots.ranges import score_ranges
 from interp.plots.showing import can_show, show
 from interp.plots.tables import head_table, ranking
 from interp.plots.theme import dark
+from interp.plots.training import watched_scores
 
 __all__ = [
     "attention_by_distance",
@@ -46,4 +47,5 @@ __all__ = [
     "score_ranges",
     "show",
     "sink_rate",
+    "watched_scores",
 ]

@@ -24,6 +24,7 @@ from interp.plots.ranges import score_ranges
 from interp.plots.reduced import binned_by_distance, binned_by_position, thinned, with_share_used
 from interp.plots.several import OWN, averaged, averaged_array, check_once, refuse_added
 from interp.plots.tables import ranking
+from interp.plots.training import watched_scores
 from interp.plots.variables import one_head, show_variable
 
 _COMPARED = OWN | {"capture"}
@@ -101,6 +102,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "sink_rate": _means(sink_rate),
     "top_keys": _alone(ranking),
     "typical_heads": _alone(ranking),
+    "watch_scores": _alone(watched_scores, OWN | {"step"}),
     "what_if_rope": _statistics,
 }
 

@@ -1,16 +1,20 @@
 """Draw the README's figures with the tool itself: attention against distance in Gemma 3 270M, the report, the explorer.
 
+The figure of the claims is taken as it stands from the executed notebook.
+
     .venv/bin/python notebooks/figures/make_figures.py
 
 Needs playwright and Chromium or Chrome on the PATH, which render the figures to PNG.
 """
 
+import base64
 import shutil
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
+import nbformat
 from playwright.sync_api import sync_playwright
 
 from hooks import HookedTransformer
@@ -69,7 +73,16 @@ def explorer_stills(cap: Capture) -> None:
     server.stop()
 
 
+def claims_figure() -> bytes:
+    """The PNG under the one cell of notebook 6 that says the README shows its figure."""
+    notebook = nbformat.read(HERE.parent / "06_claims.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "README.md shows this figure" in cell.source)
+    (png,) = (out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {}))
+    return base64.b64decode(png)
+
+
 if __name__ == "__main__":
+    (HERE / "claims.png").write_bytes(claims_figure())
     model = HookedTransformer.from_pretrained("gemma3-270m")
     text = capture(model, standard_text(), n_tokens=N_TOKENS)
     with tempfile.TemporaryDirectory() as folder:

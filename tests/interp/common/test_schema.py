@@ -41,6 +41,9 @@ def results():
     statistics, bias = cap.statistics(), interp.positional_bias(cap)
     summary, comparison = interp.head_summary(cap, needle=needle), interp.compare(cap, cap_b, ("ours", "theirs"))
     pair = {"a": "ours", "b": "theirs"}
+    with interp.watch_scores(model) as watch:
+        model(tokens[None])
+        watch.step()
     return {
         "attention_statistics": [
             (interp.attention_statistics(q, k, spec, v=cap.v(0), w_o=constants.w_o, queries=20), {}, {}),
@@ -70,6 +73,7 @@ def results():
         "stage_ranges": [(stage_ranges(cap), {}, {})],
         "bound_by_distance": [(interp.bound_by_distance(cap), {}, {})],
         "precision_cost": [(interp.precision_cost(cap, queries=16), {}, {})],
+        "watch_scores": [(watch.dataset(), {}, {})],
         "head_summary": [(summary, {}, {})],
         "typical_heads": [(interp.typical_heads(summary), {}, {})],
         "needle_sweep": [(swept(), {}, {})],
@@ -124,7 +128,7 @@ def test_every_public_analysis_has_a_table():
         if inspect.isfunction(function) and inspect.signature(function).return_annotation in (xr.Dataset, xr.DataArray)
     }
     assert analyses <= set(CATALOGUE)
-    assert set(CATALOGUE) - analyses == {"stage_ranges", "top_keys"}
+    assert set(CATALOGUE) - analyses == {"stage_ranges", "top_keys", "watch_scores"}
 
 
 def test_coordinates_say_the_same_everywhere(results):
