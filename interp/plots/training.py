@@ -6,10 +6,12 @@ import xarray as xr
 
 from interp.plots import theme
 from interp.plots.base import finish, signed_log, signed_log_ticks, with_heads
+from interp.plots.given import drawn
 
 _POINTS = 400
 
 
+@drawn
 def watched_scores(watched: xr.Dataset, *, title: str | None = None) -> go.Figure:
     """The largest score of each layer's heads at each step, with the layer's bound and float16's limit.
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hooks.attached.transformer import AttachedTransformer
+from hooks.checks import shown
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import InputError
 from hooks.functional.extremes import score_extremes
@@ -57,18 +58,6 @@ def watch_scores(model: HookedTransformer | AttachedTransformer, on_step: OnStep
     Raises:
         InputError: no such model, or nothing that can be called.
     """
-    if not isinstance(model, HookedTransformer | AttachedTransformer):
-        raise InputError(
-            f"watch_scores needs a HookedTransformer, and this is a {type(model).__name__}: give "
-            "HookedTransformer.attach(model) for a transformers model"
-        )
-    if isinstance(model, HookedTransformer) and model.stream is not None:
-        raise InputError(
-            "watch_scores needs weights that can be trained, and this model streams them: load it with "
-            "from_pretrained(…, stream=False)"
-        )
-    if on_step is not None and not callable(on_step):
-        raise InputError(f"on_step={on_step!r} cannot be called: give a function of a step and its numbers")
     return ScoreWatch(model, on_step)
 
 
@@ -78,9 +67,24 @@ class ScoreWatch:
     Args:
         model: the model.
         on_step: what gets the numbers of each step.
+
+    Raises:
+        InputError: as of `watch_scores`.
     """
 
     def __init__(self, model: HookedTransformer | AttachedTransformer, on_step: OnStep | None = None):
+        if not isinstance(model, HookedTransformer | AttachedTransformer):
+            raise InputError(
+                f"watch_scores needs a HookedTransformer, and this is a {type(model).__name__}: give "
+                "HookedTransformer.attach(model) for a transformers model"
+            )
+        if isinstance(model, HookedTransformer) and model.stream is not None:
+            raise InputError(
+                "watch_scores needs weights that can be trained, and this model streams them: load it with "
+                "from_pretrained(…, stream=False)"
+            )
+        if on_step is not None and not callable(on_step):
+            raise InputError(f"on_step={shown(on_step)} cannot be called: give a function of a step and its numbers")
         self.model, self._on_step = model, on_step
         attached = isinstance(model, AttachedTransformer)
         self.layers = model.attending_layers if attached else tuple(range(model.cfg.n_layers))

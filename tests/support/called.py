@@ -220,6 +220,8 @@ def _analyses(made, cap, other):
         "head_table": (interp.head_table, {"summary": summary, "sort_by": None, "ascending": False}),
         "typical_heads": (interp.typical_heads, {"summary": summary, "n": 2}),
         "loss_by_position": (interp.loss_by_position, {"cap": cap, "bins": 4}),
+        "watch_scores": (interp.watch_scores, {"model": made, "on_step": None}),
+        "ScoreWatch": (interp.ScoreWatch, {"model": made, "on_step": None}),
         "KeyValueCache": (hooks.KeyValueCache, {"model": made}),
         "needle_sweep": (
             interp.needle_sweep,
@@ -258,6 +260,17 @@ def _analyses(made, cap, other):
     }
 
 
+def _watched():
+    """The scores of two steps of training."""
+    trained = model()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.01)
+    with interp.watch_scores(trained) as watch:
+        for _ in range(2):
+            trained(random_tokens(9, vocab=14), "loss").backward()
+            optimizer.step()
+    return watch.dataset()
+
+
 def _figures(made, cap, other, directory):
     """Each figure with the Dataset that it draws; a Dataset is one argument, the rest are options."""
     bias = interp.positional_bias(cap)
@@ -278,6 +291,7 @@ def _figures(made, cap, other, directory):
         "head_table": (interp.head_summary(cap), {"title": "x"}),
         "layer_head_map": (interp.first_token_mass(cap), {"title": "x", "ceiling": 1.0, "scale": "log"}),
         "loss_by_position": (interp.loss_by_position(cap), {"title": "x"}),
+        "watched_scores": (_watched(), {"title": "x"}),
         "needle_grid": (
             interp.needle_sweep(
                 made, 24, answer=" dog", sentence=" the cat", question=" one", haystack="the cat sat on a mat " * 20
