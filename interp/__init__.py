@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
+    from interp.analyses.heads.needle_grid import needle_sweep
     from interp.analyses.heads.summary import head_summary, head_table, typical_heads
     from interp.analyses.patterns.windows import attention_map, attention_pattern
     from interp.analyses.position.distance import positional_bias, typical_distance
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from interp.texts.needles import plant_needle
     from interp.texts.repeated import repeated_tokens
     from interp.texts.texts import standard_text
+    from interp.training.watching import ScoreWatch, watch_scores
 
 _HOME = {
     "Capture": "interp.captures",
     "Corpus": "interp.corpus.corpora",
+    "ScoreWatch": "interp.training.watching",
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
@@ -48,6 +51,7 @@ _HOME = {
     "head_table": "interp.analyses.heads.summary",
     "loss_by_position": "interp.analyses.position.losses",
     "measure_corpus": "interp.corpus.measuring",
+    "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
     "open_corpus": "interp.corpus.corpora",
     "plant_needle": "interp.texts.needles",
@@ -67,12 +71,14 @@ _HOME = {
     "standard_text": "interp.texts.texts",
     "typical_distance": "interp.analyses.position.distance",
     "typical_heads": "interp.analyses.heads.summary",
+    "watch_scores": "interp.training.watching",
     "what_if_rope": "interp.analyses.counterfactual.what_if",
 }
 
 __all__ = [
     "Capture",
     "Corpus",
+    "ScoreWatch",
     "attention_map",
     "attention_pattern",
     "attention_statistics",
@@ -85,6 +91,7 @@ __all__ = [
     "head_table",
     "loss_by_position",
     "measure_corpus",
+    "needle_sweep",
     "open_capture",
     "open_corpus",
     "plant_needle",
@@ -104,6 +111,7 @@ __all__ = [
     "standard_text",
     "typical_distance",
     "typical_heads",
+    "watch_scores",
     "what_if_rope",
 ]
 

@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import xarray as xr
@@ -12,9 +13,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hooks import AttentionSpec, HookedTransformer
+from hooks import AttentionSpec, HookedTransformer, checks
 from hooks.attached.transformer import AttachedTransformer
-from hooks.errors import CaptureError, CaptureWarning, ClusterError
+from hooks.errors import CaptureError, CaptureWarning, ClusterError, InputError
 from interp.analyses.patterns.windows import PatternView, top_keys
 from interp.engine.clusters import cluster
 from interp.engine.running import Killed, Piece, run_on
@@ -22,7 +23,7 @@ from interp.engine.threads import take_share
 from interp.measure.schema import GROUPS
 from interp.recording.from_cache import data_of_cache
 from interp.recording.in_memory import capture_in_memory
-from interp.recording.plan import DEFAULT_STAGES, plan_capture
+from interp.recording.plan import DEFAULT_STAGES, check_model, plan_capture
 from interp.reporting.page import report
 from interp.storage.manifest import read_manifest
 from interp.storage.reading import read_data
@@ -32,6 +33,9 @@ from interp.tensors.capture_data import CaptureData
 from interp.tensors.description import as_html, holdings, in_words
 from interp.tensors.selection import asked_layers
 from interp.texts.texts import Text
+
+if TYPE_CHECKING:
+    from interp.explorer.widget import ExplorerWidget
 
 
 class Capture(CaptureData):
@@ -123,6 +127,25 @@ class Capture(CaptureData):
         """Write the report on this capture to one HTML file; options are those of `interp.report`."""
         return report(self, path, **options)
 
+    def explore(self, view: str = "") -> "ExplorerWidget":
+        """The explorer as a widget in JupyterLab: every attention pattern as a map, exact at every zoom.
+
+        Args:
+            view: the address of what to show first, as a page or an earlier widget's ``view`` gives it.
+
+        Raises:
+            InputError: anywidget is not installed.
+        """
+        if find_spec("anywidget") is None:
+            raise InputError("cap.explore() needs anywidget: pip install 'ropescope[explore]'")
+        from interp.explorer.questions import Explorer
+        from interp.explorer.widget import ExplorerWidget
+
+        source = (
+            "" if self.path is None else f"from interp import open_capture\n\ncap = open_capture({str(self.path)!r})"
+        )
+        return ExplorerWidget(Explorer(self, source), view)
+
     def holdings(self) -> pd.DataFrame:
         """What is held of each layer: its type and window, the stages and shapes of q and k, their type, the bytes."""
         return holdings(self)
@@ -187,6 +210,7 @@ def capture(
         >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
+    force = checks.flag("force", force)
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
     if path is None:
         return _front(capture_in_memory(plan))
@@ -212,7 +236,7 @@ def open_capture(path: str | Path) -> Capture:
         >>> cap.q(3, "pre_rope", positions=slice(0, 100)).shape
         torch.Size([100, 4, 256])
     """
-    directory = Path(path)
+    directory = checks.path("path", path, error=CaptureError)
     manifest = read_manifest(directory)
     if not manifest.is_complete:
         warnings.warn(
@@ -247,8 +271,10 @@ def resume(
         CaptureBusyError: another process is writing it.
         OutputError: it cannot be written.
     """
-    directory = Path(path)
+    directory, force = checks.path("path", path, error=CaptureError), checks.flag("force", force)
     manifest = read_manifest(directory)
+    if model is not None:
+        check_model(model)
     if manifest.is_complete and model is None:
         tidy(directory)
         return read_capture(directory)

@@ -16,6 +16,8 @@ TOKENS = {
     "04_long_sequences": 192,
     "05_stretching_the_context": 128,
     "07_many_texts": 96,
+    "06_claims": 128,
+    "09_explorer": 192,
 }
 LARGEST = 1_500_000
 

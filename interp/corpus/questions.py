@@ -199,7 +199,7 @@ class CorpusData:
         data = self[analysis]
         names = [str(name) for name, v in data.data_vars.items() if v.dims == ("text", "layer", "head")]
         checks.choice("variable", variable, names)
-        if layer not in self.plan.model.layers:
+        if checks.whole("layer", layer, error=StageError) not in self.plan.model.layers:
             raise StageError(f"no layer {layer}: the corpus holds {number_ranges(self.plan.model.layers)}")
         head = head_numbers(head, self.plan.model.heads)[0]
         values = data[variable].sel(layer=layer, head=head).values

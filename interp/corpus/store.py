@@ -62,15 +62,17 @@ class CorpusStore:
         """
         error = OutputError if write else CorpusError
         place = _said(path)
-        if write:
-            check_place(path)
-        elif (local := _local(path, CorpusError)) is not None and not local.is_dir():
-            there = "a file" if local.exists() else "nothing"
-            raise CorpusError(f"there is no corpus in {place!r}: {there} is there")
         try:
+            if write:
+                check_place(path)
+            elif (local := _local(path, CorpusError)) is not None and not local.is_dir():
+                there = "a file" if local.exists() else "nothing"
+                raise CorpusError(f"there is no corpus in {place!r}: {there} is there")
             if write:
                 return cls(zarr.open_group(path, mode="a", zarr_format=3), place)
             return cls(zarr.open_group(path, mode="r"), place)
+        except RopescopeError:
+            raise
         except ImportError as missing:
             raise CorpusError(f"a corpus in {place!r} needs a package that is not installed: {missing}") from None
         except (OSError, ValueError, KeyError) as why:

@@ -19,6 +19,7 @@ from interp.plots.base import (
     with_heads,
 )
 from interp.plots.curves import add_curves, along_distance, key_to_colours
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 from interp.plots.loss import add_losses
 
@@ -26,6 +27,7 @@ from interp.plots.loss import add_losses
 _TITLED = 2
 
 
+@drawn
 def attention_by_distance(
     binned: xr.Dataset,
     *,
@@ -51,6 +53,7 @@ def attention_by_distance(
     return finish(figure, title, 400, caption(figure, binned))
 
 
+@drawn
 def attention_by_variant(
     binned: xr.Dataset,
     *,
@@ -99,6 +102,7 @@ def attention_by_variant(
     return finish(figure, title, 420 if loss is None else 680, caption(figure, binned))
 
 
+@drawn
 def attention_share_by_head(
     binned: xr.Dataset,
     *,

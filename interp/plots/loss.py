@@ -12,10 +12,12 @@ from interp.common.words import token_text
 from interp.plots import theme
 from interp.plots.bands import add_band, band_of, caption
 from interp.plots.base import finish, say
+from interp.plots.given import drawn
 
 _RUNNING_POINTS = 512
 
 
+@drawn
 def loss_by_position(loss: xr.Dataset | Mapping[str, xr.Dataset], *, title: str | None = None) -> go.Figure:
     """Mean loss in stretches of positions with its standard error; for one run also the mean so far.
 

@@ -6,14 +6,17 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.plots import theme
 from interp.plots.base import finish, heads_of, label_of, names_of, say, with_heads
+from interp.plots.given import drawn, in_words
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 
 _MOST_NAMED = 40
 
 
+@drawn
 def head_intervals(data: xr.Dataset, name: str, *, title: str | None = None, highlight: Highlight = None) -> go.Figure:
     """One point per head with its interval: a number of many texts, or a difference of two corpora.
 
@@ -29,6 +32,7 @@ def head_intervals(data: xr.Dataset, name: str, *, title: str | None = None, hig
         InputError: there is no such variable, or it has no interval.
     """
     data = with_heads(data)
+    checks.text("name", name)
     stem = name.removesuffix("_difference")
     if name not in data or f"{stem}_low" not in data or set(data[name].dims) != {"layer", "head"}:
         held = [str(n).removesuffix("_low") for n in data if str(n).endswith("_low")]
@@ -73,6 +77,7 @@ def head_intervals(data: xr.Dataset, name: str, *, title: str | None = None, hig
     return finish(figure, title or words[0].upper() + words[1:], 400, f"bars: {note}" if note[:1].isdigit() else note)
 
 
+@drawn
 def spread_over_texts(
     spread: xr.Dataset,
     *,
@@ -94,8 +99,13 @@ def spread_over_texts(
         InputError: there is no such score.
     """
     spread = with_heads(spread)
+    checks.whole("most", most, at_least=0)
     scores = [str(n).removesuffix("_quantile") for n in spread if str(n).endswith("_quantile")]
-    score = scores[0] if name is None and scores else name
+    if not scores:
+        raise InputError(
+            f"plots.spread_over_texts cannot draw {in_words(spread)}: it draws what `Corpus.spread` returned"
+        )
+    score = scores[0] if name is None else name
     if score not in scores:
         raise InputError(f"name={name!r}: no score of this spread; there are {', '.join(scores) or 'none'}")
     quantiles, deviation = spread[f"{score}_quantile"], _flat(spread[f"{score}_sd"])

@@ -100,6 +100,7 @@ def plan_capture(
     positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
+    check_model(model)
     # A hybrid's other layers have no q and k.
     attending = getattr(model, "attending_layers", tuple(range(model.cfg.n_layers)))
     chosen = _chosen_layers(model.cfg, attending if layers is None else layers)
@@ -168,6 +169,14 @@ def _tokens_of(
     return ids.long()[None].to(model.device), "token ids given in memory", None
 
 
+def check_model(model: object) -> None:
+    """Raise unless a capture can be made of this model."""
+    if not isinstance(model, HookedTransformer | AttachedTransformer):
+        raise InputError(
+            f"model={checks.shown(model)}: give a HookedTransformer, or what HookedTransformer.attach(model) gives"
+        )
+
+
 def _documents_of(positions: object, tokens: Int[Tensor, "1 pos"]) -> Int[Tensor, " document"] | None:
     """Where the documents begin, from the position of each token."""
     found = token_positions(positions, tokens, None, name="positions")[0].cpu()
@@ -187,9 +196,12 @@ def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | N
 def _stage_names(stages: str | Iterable[str]) -> tuple[str, ...]:
     """Stages, one or several, as a tuple; whether there are such stages is not asked."""
     several = (stages,) if isinstance(stages, str) else stages
-    if not isinstance(several, Iterable) or isinstance(several, bytes | dict):
+    if not isinstance(several, Iterable) or isinstance(several, bytes | dict) or hasattr(several, "shape"):
         raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
-    return tuple(several)
+    named = tuple(several)
+    if not all(isinstance(stage, str) for stage in named):
+        raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
+    return named
 
 
 def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> None:
@@ -198,4 +210,4 @@ def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> N
         found = [layer for layer in steps if steps_before(stage, steps[layer]) is not None]
         if not found and stages is not DEFAULT_STAGES:
             there = [s for s in STAGES if any(steps_before(s, own) is not None for own in steps.values())]
-            raise StageError(f"no layer of this model has a stage {stage!r}; it has {', '.join(there)}")
+            raise StageError(f"no layer of this model has a stage {checks.shown(stage)}; it has {', '.join(there)}")

@@ -10,6 +10,7 @@ from typing import Protocol
 from jaxtyping import Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError, TextError
 
 # Tokenising a little more than is needed keeps the last kept token independent of where the text was cut.
@@ -82,6 +83,7 @@ def as_text(text: "str | Text") -> Text:
     """A plain string as a Text; the standard text is recognised by its content."""
     if isinstance(text, Text):
         return text
+    checks.text("text", text)
     if text == standard_text().content:
         return standard_text()
     if not text.strip():

@@ -16,6 +16,11 @@ def is_said(places, *domains):
     return any(all(abs(sum(domain or (0, 1)) / 2 - place[at]) < 1e-6 for at, domain in domains) for place in places)
 
 
+def panel_of(drawn, axis):
+    """Where the panel of an x axis stands from bottom to top."""
+    return drawn.get((axis.get("anchor") or "y").replace("y", "yaxis", 1), {}).get("domain")
+
+
 def is_key(trace):
     """Whether a trace is there for its colour bar only."""
     return trace.type == "scatter" and trace.marker.colorbar.title.text == "layer"
@@ -43,6 +48,11 @@ def audit(figure):
         for name, axis in axes.items():
             # Panels of a row or column share the title of the outermost.
             beside = [other for other in axes.values() if other.get("domain") == axis.get("domain")]
+            # Three or more in a row with one scale share the title of the one in the middle.
+            row = [other for other in axes.values() if panel_of(drawn, other) == panel_of(drawn, axis)]
+            scales = {json.dumps({key: other.get(key) for key in ("type", "range", "tickvals")}) for other in row}
+            if letter == "x" and len(row) > 2 and len(scales) == 1:
+                beside.append(sorted(row, key=lambda other: other["domain"])[(len(row) - 1) // 2])
             spoken = is_said(said, ("xy".index(letter), axis.get("domain")))
             if not any(other.get("title", {}).get("text") for other in beside) and not spoken:
                 wrong.append(f"{name} has no title")

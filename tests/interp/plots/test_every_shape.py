@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 from figure_audit import audit
 from tiny_hooked import random_tokens, tiny_model
+from words import tokenizer_of_words
 
 import interp
 from hooks import RopeConfig
@@ -28,6 +29,16 @@ CAPTURES = {
     "a layer without rotation": ({"layer_types": KINDS, "window_size": 4, "rope": {KINDS[0]: ROPE, KINDS[1]: None}}, 9),
     "alibi": ({"alibi_slopes": (2.0, 1.0, 0.5, 0.25)}, 9),
 }
+
+
+def swept(model, seed):
+    """A needle sweep, of the same model with words."""
+    texts = {"sentence": "w7 w8", "question": f"w{seed % 7}", "haystack": "w0 w1 w2 w3 " * 20}
+    model = model.with_config()
+    model.tokenizer = tokenizer_of_words()
+    return interp.needle_sweep(model, [30, 40], [0, 0.5, 1], **texts)
+
+
 GROUPS = ("rows", "keys", "distances", "map", "scores")
 ANALYSES = {
     "attention_map": lambda cap, other, model: interp.attention_map(cap, 0, 0),
@@ -39,6 +50,7 @@ ANALYSES = {
     "frequency_bias, binned": lambda cap, other, model: interp.frequency_bias(cap, distances="binned"),
     "head_summary": lambda cap, other, model: interp.head_summary(cap),
     "loss_by_position": lambda cap, other, model: interp.loss_by_position(cap),
+    "needle_sweep": lambda cap, other, model: swept(model, len(cap.tokens)),
     "positional_bias": lambda cap, other, model: interp.positional_bias(cap),
     "precision_cost": lambda cap, other, model: interp.precision_cost(cap),
     "ranked": lambda cap, other, model: interp.ranked(interp.compare(cap, other), n=3),

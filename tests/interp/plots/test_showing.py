@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny_hooked import random_tokens, tiny_model
+from words import tokenizer_of_words
 
 import interp
 from hooks import QKNormConfig, RopeConfig
@@ -28,6 +29,14 @@ def cap(model):
     return interp.capture(model, random_tokens(N)[0])
 
 
+def swept(model):
+    """A needle sweep, of a model that has words."""
+    texts = {"sentence": "w7 w8", "question": "w2", "haystack": "w0 w1 w2 w3 " * 20}
+    model = model.with_config()
+    model.tokenizer = tokenizer_of_words()
+    return interp.needle_sweep(model, [30, 40], [0, 1], **texts)
+
+
 ANALYSES = {
     "attention_map": lambda cap, model: interp.attention_map(cap, 1, 0),
     "attention_pattern": lambda cap, model: interp.attention_pattern(cap, 1, 0),
@@ -37,6 +46,7 @@ ANALYSES = {
     "frequency_bias": lambda cap, model: interp.frequency_bias(cap),
     "head_summary": lambda cap, model: interp.head_summary(cap),
     "loss_by_position": lambda cap, model: interp.loss_by_position(cap),
+    "needle_sweep": lambda cap, model: swept(model),
     "positional_bias": lambda cap, model: interp.positional_bias(cap),
     "precision_cost": lambda cap, model: interp.precision_cost(cap),
     "ranked": lambda cap, model: interp.ranked(ANALYSES["compare"](cap, model), n=3),
