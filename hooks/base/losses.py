@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hooks.base.inputs import predicted_tokens
 from hooks.checks import shown
 from hooks.errors import InputError
 
@@ -63,9 +62,8 @@ def mean_loss(nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch 
     return nll.mean() if predicted is None else nll[predicted.to(nll.device)].mean()
 
 
-def within_documents(
-    nll: Float[Tensor, "batch pos-1"], documents: Int[Tensor, "batch document"] | None
+def where_predicted(
+    nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch pos-1"] | None
 ) -> Float[Tensor, "batch pos-1"]:
-    """The losses, NaN at the first token of each packed document: what stands before it is another text."""
-    predicted = predicted_tokens(nll.new_empty(len(nll), nll.shape[1] + 1), None, documents)
-    return nll if predicted is None else nll.masked_fill(~predicted, torch.nan)
+    """The losses, NaN where a token is padding, follows padding, or is the first of a packed document."""
+    return nll if predicted is None else nll.masked_fill(~predicted.to(nll.device), torch.nan)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks.base.losses import within_documents
+from hooks.base.inputs import predicted_tokens
+from hooks.base.losses import where_predicted
 from interp.common.progress import track
 from interp.recording.plan import CapturePlan
 
@@ -42,7 +43,8 @@ def run_blocks(
         stream = _block(plan, layer, stream, context, sink)
     if not plan.loss:
         return torch.empty(0)
-    return within_documents(model.residual_loss(stream, plan.tokens), context.documents)[0].cpu()
+    predicted = predicted_tokens(plan.tokens, None, context.documents)
+    return where_predicted(model.residual_loss(stream, plan.tokens), predicted)[0].cpu()
 
 
 def _block(plan: CapturePlan, layer: int, resid: Tensor, context: Any, sink: Sink) -> Tensor:

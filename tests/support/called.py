@@ -23,7 +23,9 @@ def tokenizer():
     vocabulary = {word: i for i, word in enumerate([*WORDS, "[UNK]", "<s>"])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", bos_token="<s>", pad_token="[UNK]")
+    made = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", bos_token="<s>", pad_token="[UNK]")
+    made.chat_template = "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
+    return made
 
 
 def model():
@@ -86,8 +88,22 @@ def _only(function, value):
 def _of_the_model(made):
     ids, resid = random_tokens(9, vocab=14), torch.ones(1, 9, made.cfg.d_model)
     options = {"position_ids": torch.arange(9)[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
-    forward = {"tokens": ids, "return_type": "logits", "rope_length": 20, "loss_per_token": False, **options}
+    forward = {
+        "tokens": ids,
+        "return_type": "logits",
+        "rope_length": 20,
+        "loss_per_token": False,
+        "past": None,
+        **options,
+    }
+    forward |= {"start_at_layer": None, "stop_at_layer": None}
     name = "blocks.0.attn.hook_q"
+    texts = {"prepend_bos": True, "padding_side": "left", "truncate": False}
+    writing = {
+        **{"tokens": ids, "max_new_tokens": 2, "temperature": 0.5, "top_k": 5, "top_p": 0.9, "stop": None},
+        **{"attention_mask": options["attention_mask"], "past": None, "use_past_kv_cache": True, "stop_at_eos": True},
+        **{"eos_token_id": 3, "generator": torch.Generator().manual_seed(0)},
+    }
     return {
         "HookedTransformer": (HookedTransformer, {"cfg": tiny_config(n_layers=1), "tokenizer": None}),
         "from_pretrained": (
@@ -121,7 +137,18 @@ def _of_the_model(made):
         "accumulated_bias": (made.accumulated_bias, {"layer": 1, "mlp_input": False, "include_mlp_biases": True}),
         "logit_bias": (made.logit_bias, {"tokens": 3}),
         "tokens_to_residual_directions": (made.tokens_to_residual_directions, {"tokens": 3}),
-        "to_tokens": (made.to_tokens, {"text": "the cat", "prepend_bos": True}),
+        "to_tokens": (made.to_tokens, {"text": "the cat", **texts}),
+        "to_batch": (made.to_batch, {"texts": ["the cat", "on a mat"], **texts}),
+        "chat": (
+            made.chat,
+            {"messages": [{"role": "user", "content": "the cat"}], "add_generation_prompt": True},
+        ),
+        "get_token_position": (
+            made.get_token_position,
+            {"single_token": "cat", "input": "the cat", "mode": "last", "prepend_bos": True, "padding_side": None},
+        ),
+        "generate": (made.generate, writing | {"return_type": "tokens", "verbose": False}),
+        "generate_stream": (lambda **given: list(made.generate_stream(**given)), writing),
         "to_string": (made.to_string, {"tokens": ids}),
         "to_str_tokens": (made.to_str_tokens, {"tokens": "the cat", "prepend_bos": True}),
     }

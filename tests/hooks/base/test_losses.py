@@ -7,7 +7,7 @@ import torch
 import hooks.base.losses
 from hooks import HookedTransformer
 from hooks.base.inputs import predicted_tokens
-from hooks.base.losses import mean_loss, next_token_nll, within_documents
+from hooks.base.losses import mean_loss, next_token_nll, where_predicted
 from interp.captures import capture
 
 IDS = tiny.tokens(29)
@@ -91,7 +91,7 @@ def test_the_first_token_of_a_document_is_predicted_from_nothing():
     nll = torch.tensor([[1.0, 10.0, 100.0, 1000.0], [1.0, 10.0, 100.0, 1000.0]])
     ids, documents = torch.zeros(2, 5, dtype=torch.long), torch.tensor([[0, 2, 4], [0, 1, 5]])
     kept = torch.tensor([[1, torch.nan, 100, torch.nan], [torch.nan, 10, 100, 1000]])
-    torch.testing.assert_close(within_documents(nll, documents), kept, equal_nan=True)
+    torch.testing.assert_close(where_predicted(nll, predicted_tokens(ids, None, documents)), kept, equal_nan=True)
     assert mean_loss(nll, predicted_tokens(ids, None, documents)) == torch.tensor([1.0, 100, 10, 100, 1000]).mean()
     padding = torch.tensor([[True, True, True, True, False], [True] * 5])
     assert mean_loss(nll, predicted_tokens(ids, padding, documents)) == torch.tensor([1.0, 100, 10, 100, 1000]).mean()
