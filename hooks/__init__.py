@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hooks.config.rope import RopeConfig
     from hooks.config.transformer import HookedTransformerConfig
     from hooks.errors import AttachError, ConfigError, HookNameError, MaterializationError, RopescopeError, WeightError
+    from hooks.generation.key_values import KeyValueCache
     from hooks.model import ContextLengthWarning, HookedTransformer
 
 _HOME = {
@@ -23,6 +24,7 @@ _HOME = {
     "HookNameError": "hooks.errors",
     "HookedTransformer": "hooks.model",
     "HookedTransformerConfig": "hooks.config.transformer",
+    "KeyValueCache": "hooks.generation.key_values",
     "MaterializationError": "hooks.errors",
     "QKNormConfig": "hooks.config.qk_norm",
     "RopeConfig": "hooks.config.rope",
@@ -39,6 +41,7 @@ __all__ = [
     "HookNameError",
     "HookedTransformer",
     "HookedTransformerConfig",
+    "KeyValueCache",
     "MaterializationError",
     "QKNormConfig",
     "RopeConfig",

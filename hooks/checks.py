@@ -72,8 +72,19 @@ def number(
     if found is None or outside or not _within(found, at_least, at_most):
         strict = "" if above is None else f" above {above:g}"
         strict += "" if below is None else f"{' and' if strict else ''} below {below:g}"
-        raise error(f"{name}={shown(value)}: give a number{strict}{_bounds(at_least, at_most)}")
+        joint = " and" if strict and (at_least, at_most) != (None, None) else ""
+        raise error(f"{name}={shown(value)}: give a number{strict}{joint}{_bounds(at_least, at_most)}")
     return found
+
+
+def numbers(
+    name: str, value: Any, *, at_least: float | None = None, at_most: float | None = None, **options: Any
+) -> tuple[float, ...]:
+    """One or several finite numbers within bounds, in the order given."""
+    several = [value] if _as_number(value) is not None else value
+    if not isinstance(several, Iterable) or isinstance(several, str | bytes | dict) or not _has_length(several):
+        raise options.get("error", InputError)(f"{name}={shown(value)}: give a number, or several")
+    return tuple(number(name, each, at_least=at_least, at_most=at_most, **options) for each in several)
 
 
 def share(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> float:
@@ -91,7 +102,7 @@ def flag(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> 
 def choice(name: str, value: Any, allowed: Collection[_Choice], *, error: type[RopescopeError] = InputError) -> _Choice:
     """One of a few values."""
     for each in allowed:
-        if type(value) is type(each) and value == each:
+        if type(value) is type(each) and bool(value == each):
             return each
     raise error(f"{name}={shown(value)}: give one of {', '.join(map(repr, allowed))}")
 
@@ -112,11 +123,28 @@ def choices(
 def words(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> tuple[str, ...]:
     """One or several texts, each once, in the order given; none is allowed."""
     several = [value] if isinstance(value, str) else value
-    given = list(several) if isinstance(several, Iterable) and not isinstance(several, bytes) else [None]
+    listed = isinstance(several, Iterable) and not isinstance(several, bytes) and _has_length(several)
+    given = list(several) if listed else [None]
     found = [each for each in given if isinstance(each, str) and each]
     if len(found) != len(given):
         raise error(f"{name}={shown(value)}: give a text, or several")
     return tuple(dict.fromkeys(found))
+
+
+def text(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> str:
+    """A text, of any length."""
+    if not isinstance(value, str):
+        raise error(f"{name}={shown(value)}: give a text")
+    return value
+
+
+def instance(
+    name: str, value: Any, kind: type[_Choice], what: str, *, error: type[RopescopeError] = InputError
+) -> _Choice:
+    """An object of a class; `what` says how one comes by it."""
+    if not isinstance(value, kind):
+        raise error(f"{name}={shown(value)}: give {what}")
+    return value
 
 
 def path(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> Path:
@@ -125,7 +153,7 @@ def path(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> 
         text = os.fspath(value)
     except TypeError:
         text = None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text or "\0" in text or not _is_encodable(text):
         raise error(f"{name}={shown(value)}: give the path of a file or directory")
     return Path(text)
 
@@ -139,7 +167,17 @@ def shown(value: Any) -> str:
         text = repr(value)
     except Exception:  # somebody else's repr must not hide the error that is to be raised
         text = f"a {type(value).__name__}"
+    text = " ".join(line.strip() for line in text.splitlines())  # an error is one line
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _is_encodable(path: str) -> bool:
+    """Whether the system has bytes for a path: for half a surrogate pair it has none."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_whole(value: Any) -> int | None:

@@ -1,8 +1,14 @@
 """Named exceptions: each says what was wrong, with which value, and what to do. Imports nothing heavy."""
 
+_LONGEST = 2000  # characters of a message: a value that somebody gave may have any number
+
 
 class RopescopeError(Exception):
     """Base of every error that ropescope raises on purpose; the command line prints it as one line."""
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if len(said) <= _LONGEST else f"{said[: _LONGEST // 2]} … {said[-_LONGEST // 2 :]}"
 
 
 class ConfigError(RopescopeError, ValueError):
@@ -79,6 +85,10 @@ class OutputError(RopescopeError, OSError):
 
 class NarrowRotaryWarning(UserWarning):
     """Fewer than 32 rotated features per head: it works, and tends to model worse (x-transformers)."""
+
+
+class RotationWarning(UserWarning):
+    """A live model rotates by other frequencies than its config gives, and will by the config's when loaded."""
 
 
 class AttachError(RopescopeError, RuntimeError):

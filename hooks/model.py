@@ -2,43 +2,55 @@
 
 import warnings
 from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from hooks.attached.attaching import attach
 from hooks.attached.transformer import AttachedTransformer
-from hooks.base.inputs import check_predicts, packed_documents, padding_mask, predicted_tokens, token_positions
+from hooks.base.inputs import (
+    check_predicts,
+    check_resid,
+    looked_up,
+    packed_documents,
+    padding_mask,
+    predicted_tokens,
+    token_positions,
+)
+from hooks.base.layers import layer_run, residual_stream
 from hooks.base.lens_surface import LensMixin
 from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll, within_documents
 from hooks.base.module import NamedHooksModule
 from hooks.base.registry import HookRegistry
-from hooks.base.tokenizing import TokenizingMixin
+from hooks.checks import flag, instance, shown, whole
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope_inherited import inherited_rope
 from hooks.config.steps import attention_steps
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import ConfigError, InputError
-from hooks.functional.rope import same_frequencies
+from hooks.generation.generating import GeneratingMixin
+from hooks.generation.key_values import KeyValueCache, layers_of, reading
 from hooks.loading.sources import read_source
-from hooks.loading.stream import WeightStream, streams
+from hooks.loading.stream import StreamedWeights, WeightStream, streams
 from hooks.loading.weights import adopt_weights
 from hooks.modules.attention import AttentionContext
 from hooks.modules.block import Block
+from hooks.modules.drawn import drawn_parameters
 from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
-from hooks.modules.rotary import Rotary
+from hooks.modules.rotary import Rotary, rescheduled
+from hooks.modules.weight_views import Embedding, Unembedding
 
 
 class ContextLengthWarning(UserWarning):
     """Positions beyond the length that the model was trained on."""
 
 
-class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
+class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksModule):
     """A decoder-only transformer whose QK-norm and RoPE can be read and edited before and after every step.
 
     Args:
@@ -54,26 +66,25 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def __init__(self, cfg: HookedTransformerConfig, tokenizer: Any = None, *, _empty: bool = False):
         super().__init__()
+        instance("cfg", cfg, HookedTransformerConfig, "a HookedTransformerConfig", error=ConfigError)
         if cfg.d_vocab < 1:
             raise ConfigError(f"d_vocab={cfg.d_vocab}: a model needs the size of its vocabulary")
         self._cfg = cfg
         self.tokenizer = tokenizer
-        self.stream: WeightStream | None = None  # gives the weights as they are used, where they are not held
         self.loaded_from: str | None = None  # the name, Hub id or absolute path that `from_pretrained` was given
         # Matrices start without values: torch would draw them from the global generator.
         device = "meta"
-        self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model, device=device, dtype=cfg.dtype)
+        self.embed = Embedding(cfg.d_vocab, cfg.d_model, device=device, dtype=cfg.dtype)
         self.hook_embed = HookPoint()
         rotating = {cfg.layer_type(i): cfg.rope_for(i) for i in range(cfg.n_layers) if cfg.rope_for(i) is not None}
         self.rotary = nn.ModuleDict({t: Rotary(rope, cfg.d_head) for t, rope in sorted(rotating.items()) if rope})
         self.blocks = nn.ModuleList(Block(cfg, layer, device) for layer in range(cfg.n_layers))
         self.ln_final = Norm(cfg, cfg.d_model)
-        d_out = cfg.d_vocab_out if cfg.d_vocab_out > 0 else cfg.d_vocab
-        self.unembed = nn.Linear(cfg.d_model, d_out, bias=cfg.unembed_bias, device=device, dtype=cfg.dtype)
+        self.unembed = Unembedding(cfg.d_model, cfg.d_vocab_out, cfg.unembed_bias, device=device, dtype=cfg.dtype)
         if cfg.tie_word_embeddings:
             self.unembed.weight = self.embed.weight
         if not _empty:
-            self._init_weights()
+            self.adopt_parameters(drawn_parameters(self.named_parameters(), cfg))
             self.to(cfg.device)
         self.registry = HookRegistry(cfg)
         self.setup()
@@ -181,7 +192,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             changes["rope"] = inherited_rope(self.cfg, changes["rope"])
         other = HookedTransformer(self.cfg.replace(**changes), self.tokenizer, _empty=True)
         own = dict(self.named_parameters(remove_duplicate=False))
-        own = {name: value for name, value in own.items() if not _rescheduled(name, self.rotary, other.rotary)}
+        own = {name: value for name, value in own.items() if not rescheduled(name, self.rotary, other.rotary)}
         wanted = dict(other.named_parameters(remove_duplicate=False))
         if self.stream is None:
             other.adopt_parameters({name: own[name] for name in wanted if name in own})
@@ -190,27 +201,6 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         other.loaded_from = self.loaded_from
         other.train(self.training)
         return other.to(self.device)
-
-    def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
-        """Have a block's weights in memory inside the ``with`` block, also of a model that streams them.
-
-        Args:
-            layer: which block.
-            parts: all that is needed of it, as beginnings of parameters' names ("attn.o_proj"); empty is everything.
-        """
-        return nullcontext() if self.stream is None else self.stream.resident(f"blocks.{layer}", parts)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "HookedTransformer":
-        """What `to`, `float`, `cuda` and the like do; of a streamed model nothing can be moved or cast."""
-        if self.stream is None:
-            return super()._apply(fn, recurse)
-        here = torch.empty(0, dtype=self.dtype, device=self.device)
-        if (there := fn(here)).dtype != here.dtype or there.device != here.device:
-            raise ConfigError(
-                f"the weights of this model are streamed, as {here.dtype} on {here.device}: load it anew with "
-                "from_pretrained(…, dtype=, device=)"
-            )
-        return self
 
     def adopt_parameters(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Use these Parameter objects as this model's own, without copying.
@@ -230,28 +220,11 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         if empty:
             raise InputError(f"no values for {', '.join(empty[:4])}{' …' if len(empty) > 4 else ''}")
 
-    def _init_weights(self) -> None:
-        """Normal weights of std cfg.initializer_range, zero biases, unit gains, from a generator of our own."""
-        generator = torch.Generator()
-        if self.cfg.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.cfg.seed)
-        values = {}
-        for name, parameter in self.named_parameters():
-            if parameter.is_meta:
-                std = 0.0 if name.endswith("bias") else 1.0 if name.endswith("sinks") else self.cfg.initializer_range
-                drawn = std * torch.randn(parameter.shape, generator=generator)
-                values[name] = nn.Parameter(drawn.to(parameter.dtype))
-        if self.cfg.tie_word_embeddings:
-            values["unembed.weight"] = values["embed.weight"]
-        self.adopt_parameters(values)
-
     def embed_tokens(
         self, tokens: Int[Tensor, "batch pos"], *, position_ids: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream before the first block; only attached models may have one that positions are part of."""
-        embedded = self.embed(tokens)
+        embedded = looked_up(self.embed, tokens)
         if self.cfg.embed_scale is not None:
             # transformers scales by a tensor of the embedding's dtype: in bfloat16 the factor itself is rounded.
             embedded = embedded * torch.tensor(self.cfg.embed_scale, dtype=embedded.dtype, device=embedded.device)
@@ -264,6 +237,7 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         position_ids: Int[Tensor, "batch pos"] | Int[Tensor, " pos"] | None = None,
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
         rope_length: int | None = None,
+        past: KeyValueCache | None = None,
     ) -> AttentionContext:
         """Positions, rotations and padding of one forward pass, computed once for all blocks.
 
@@ -273,13 +247,22 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
                 Without one, positions that start again start a new document, which sees no other.
             attention_mask: 1 where a token is real, 0 where it is padding.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
+            past: what stands in front of the tokens; positions count on from there.
         """
-        key_mask = padding_mask(attention_mask, tokens)
-        positions, documents = token_positions(position_ids, tokens, key_mask), None
-        if position_ids is not None:
-            documents = packed_documents(positions, key_mask, masked=attention_mask is not None)
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+            raise InputError(f"tokens={shown(tokens)}: give token ids [batch, pos], whose shape counts")
+        if rope_length is not None:
+            rope_length = whole("rope_length", rope_length, at_least=1)
+        key_mask, documents = padding_mask(attention_mask, tokens), None
+        if past is not None:
+            positions = past.following(tokens, position_ids, key_mask)
+        else:
+            positions = token_positions(position_ids, tokens, key_mask)
+            if position_ids is not None:
+                documents = packed_documents(positions, key_mask, masked=attention_mask is not None)
         last = int(positions.max()) + 1
-        if last > self.cfg.n_ctx:
+        # Once a text: what goes on behind the trained length was warned of when it went past it.
+        if last > self.cfg.n_ctx and (past is None or past.next_position <= self.cfg.n_ctx):
             warnings.warn(
                 f"position {last - 1} is beyond the {self.cfg.n_ctx} tokens that this model was trained on; nothing is "
                 "truncated, but expect its loss to rise (a RopeConfig with factor > 1 can stretch it)",
@@ -289,22 +272,25 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         exact = self.cfg.rope_in_float32 and not self.cfg.round_cos_sin
         dtype = torch.promote_types(self.dtype, torch.float32) if exact else self.dtype
         rotations = {t: rotary(positions, length=rope_length, dtype=dtype) for t, rotary in self.rotary.items()}
-        return AttentionContext(positions, rotations, key_mask, documents)
+        return AttentionContext(positions, rotations, key_mask, documents, past)
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"] | str,
+        tokens: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"] | str,
         return_type: ReturnType | None = "logits",
         *,
         position_ids: Int[Tensor, "batch pos"] | None = None,
         attention_mask: Int[Tensor, "batch pos"] | None = None,
         rope_length: int | None = None,
         loss_per_token: bool = False,
+        past: KeyValueCache | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
     ) -> Any:
         """Run the model.
 
         Args:
-            tokens: token ids, or text for the tokenizer.
+            tokens: token ids, or text for the tokenizer; with `start_at_layer` the residual stream before that layer.
             return_type: "logits" [batch pos d_vocab]; "loss" mean nats per predicted token, logits never held whole;
                 "both"; None runs the body only.
             position_ids: position of each token; see `context`.
@@ -312,18 +298,32 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
             loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN at the first token of each packed
                 document, which nothing predicts.
+            past: what the model has read before these tokens, which it takes in too: a text may be read in parts.
+            start_at_layer: the first layer that runs; below 0 counted from the end.
+            stop_at_layer: the first that does not run; the residual stream before it is returned.
 
         Raises:
-            InputError: token ids, positions or mask do not fit the model.
+            InputError: token ids, positions, mask, past or layers do not fit the model.
         """
         check_return_type(return_type)
-        ids = self._check_tokens(tokens)
-        context = self.context(ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length)
+        loss_per_token = flag("loss_per_token", loss_per_token)
+        layers = layer_run(self.cfg.n_layers, start_at_layer, stop_at_layer, return_type=return_type, past=past)
+        if start_at_layer is None:
+            ids, resid = self._check_tokens(tokens), None
+        else:
+            resid = residual_stream(tokens, self.cfg.d_model, self.dtype, self.device)
+            ids = resid[:, :, 0]  # gives the shape
+        context = self.context(
+            ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length, past=past
+        )
         if return_type in ("loss", "both") and not loss_per_token:
             check_predicts(ids, predicted_tokens(ids, context.key_mask, context.documents))
-        resid = self.embed_tokens(ids)
-        for block in self.blocks:
-            resid = block(resid, context)
+        with reading(past, self, context.positions, context.key_mask, rope_length):
+            resid = self.embed_tokens(ids) if resid is None else resid
+            for layer in layers:
+                resid = self.blocks[layer](resid, context)
+        if stop_at_layer is not None:
+            return resid
         resid = self.ln_final(resid)
         if return_type is None:
             return None
@@ -338,15 +338,40 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
         """Logits of the final norm's output."""
         return self.apply_output_logits_transform(self.unembed(normalized))
 
+    def next_logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+        past: KeyValueCache | None = None,
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """Logits after the last token, those of the others not computed; see `forward`."""
+        last = self.cfg.n_layers
+        resid = self.forward(tokens, attention_mask=attention_mask, past=past, stop_at_layer=last)
+        return self._logits(self.ln_final(resid)[:, -1])
+
+    def empty_key_values(self) -> Cache:
+        """Layers of a cache that hold nothing yet; see `hooks.generation.key_values.KeyValueCache`.
+
+        Raises:
+            InputError: the model attends in both directions, so that later tokens change the keys of earlier ones.
+        """
+        if self.cfg.attention_dir != "causal":
+            raise InputError("this model attends in both directions, so it cannot go on from what it has read")
+        return layers_of([self.cfg.window(layer) for layer in range(self.cfg.n_layers)])
+
     def unembed_residual(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a residual stream: final norm, unembedding, scale and soft-cap."""
-        return self._logits(self.ln_final(resid))
+        return self._logits(self.ln_final(check_resid("resid", resid, self.cfg.d_model, self.dtype)))
 
     def residual_loss(
         self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos-1"]:
         """Loss per predicted token in nats, from the residual stream after the last block."""
-        return self._nll(self.ln_final(resid), tokens)
+        ids = self._check_tokens(tokens)
+        if check_resid("resid", resid, self.cfg.d_model, self.dtype).shape[:-1] != ids.shape:
+            raise InputError(f"resid {tuple(resid.shape)} is not of tokens {tuple(ids.shape)}: one vector each")
+        return self._nll(self.ln_final(resid), ids)
 
     def _nll(self, normalized: Tensor, tokens: Tensor) -> Float[Tensor, "batch pos-1"]:
         """−log p of each next token, from the final norm's output."""
@@ -365,16 +390,6 @@ class HookedTransformer(LensMixin, TokenizingMixin, NamedHooksModule):
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """How a layer turns q and k into a pattern, its learned sinks included."""
+        self.cfg.layer_type(layer)  # which says of a layer that is not there which there are
         with self.resident(layer, ("attn.sinks",)):
             return cast(Block, self.blocks[layer]).attn.spec
-
-
-def _rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:
-    """Whether a parameter is learned frequencies, and the new schedule starts from others than the own one did."""
-    if not parameter.startswith("rotary."):
-        return False
-    layer_type = parameter.split(".")[1]
-    if layer_type not in new:
-        return False
-    before, after = (cast(Rotary, rotary[layer_type]) for rotary in (own, new))
-    return not same_frequencies(before.rope, after.rope, after.d_head)

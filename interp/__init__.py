@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
+    from interp.analyses.heads.needle_grid import needle_sweep
     from interp.analyses.heads.summary import head_summary, head_table, typical_heads
     from interp.analyses.patterns.windows import attention_map, attention_pattern
     from interp.analyses.position.distance import positional_bias, typical_distance
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
     from interp.texts.needles import plant_needle
     from interp.texts.repeated import repeated_tokens
     from interp.texts.texts import standard_text
+    from interp.training.watching import ScoreWatch, watch_scores
 
 _HOME = {
     "Capture": "interp.captures",
+    "ScoreWatch": "interp.training.watching",
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
@@ -44,6 +47,7 @@ _HOME = {
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
     "loss_by_position": "interp.analyses.position.losses",
+    "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
     "plant_needle": "interp.texts.needles",
     "plots": "interp.plots",
@@ -62,11 +66,13 @@ _HOME = {
     "standard_text": "interp.texts.texts",
     "typical_distance": "interp.analyses.position.distance",
     "typical_heads": "interp.analyses.heads.summary",
+    "watch_scores": "interp.training.watching",
     "what_if_rope": "interp.analyses.counterfactual.what_if",
 }
 
 __all__ = [
     "Capture",
+    "ScoreWatch",
     "attention_map",
     "attention_pattern",
     "attention_statistics",
@@ -78,6 +84,7 @@ __all__ = [
     "head_summary",
     "head_table",
     "loss_by_position",
+    "needle_sweep",
     "open_capture",
     "plant_needle",
     "plots",
@@ -96,6 +103,7 @@ __all__ = [
     "standard_text",
     "typical_distance",
     "typical_heads",
+    "watch_scores",
     "what_if_rope",
 ]
 

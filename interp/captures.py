@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import xarray as xr
@@ -12,13 +13,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hooks import AttentionSpec, HookedTransformer
+from hooks import AttentionSpec, HookedTransformer, checks
 from hooks.attached.transformer import AttachedTransformer
-from hooks.errors import CaptureWarning
+from hooks.errors import CaptureError, CaptureWarning, InputError
 from interp.analyses.patterns.windows import PatternView, top_keys
 from interp.recording.from_cache import data_of_cache
 from interp.recording.in_memory import capture_in_memory
-from interp.recording.plan import DEFAULT_STAGES, plan_capture
+from interp.recording.plan import DEFAULT_STAGES, check_model, plan_capture
 from interp.reporting.page import report
 from interp.storage.manifest import read_manifest
 from interp.storage.reading import read_data
@@ -27,6 +28,9 @@ from interp.storage.writing import tidy, write_capture
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.description import as_html, holdings, in_words
 from interp.texts.texts import Text
+
+if TYPE_CHECKING:
+    from interp.explorer.widget import ExplorerWidget
 
 
 class Capture(CaptureData):
@@ -77,6 +81,25 @@ class Capture(CaptureData):
         """Write the report on this capture to one HTML file; options are those of `interp.report`."""
         return report(self, path, **options)
 
+    def explore(self, view: str = "") -> "ExplorerWidget":
+        """The explorer as a widget in JupyterLab: every attention pattern as a map, exact at every zoom.
+
+        Args:
+            view: the address of what to show first, as a page or an earlier widget's ``view`` gives it.
+
+        Raises:
+            InputError: anywidget is not installed.
+        """
+        if find_spec("anywidget") is None:
+            raise InputError("cap.explore() needs anywidget: pip install 'ropescope[explore]'")
+        from interp.explorer.questions import Explorer
+        from interp.explorer.widget import ExplorerWidget
+
+        source = (
+            "" if self.path is None else f"from interp import open_capture\n\ncap = open_capture({str(self.path)!r})"
+        )
+        return ExplorerWidget(Explorer(self, source), view)
+
     def holdings(self) -> pd.DataFrame:
         """What is held of each layer: its type and window, the stages and shapes of q and k, their type, the bytes."""
         return holdings(self)
@@ -97,6 +120,7 @@ def capture(
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
     loss: bool = True,
+    prepend_bos: bool | None = None,
     positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
     force: bool = False,
 ) -> Capture:
@@ -117,6 +141,8 @@ def capture(
         layers: which layers to keep; None keeps all.
         loss: whether to compute the loss. Without it the pass ends after the last layer to keep, so that an early layer
             of a very long text costs little; a report needs the loss.
+        prepend_bos: whether a text begins with the BOS token, which counts as one of n_tokens. None leaves it to the
+            tokenizer, as ``model.to_tokens`` does; False leaves out even one that the tokenizer itself would add.
         positions: position of each token. Where they start again from 0 a new document starts, packed into the same
             row: no query sees another document, and the first token of each is predicted from nothing (its loss is
             NaN). None counts from 0 to the end.
@@ -126,7 +152,9 @@ def capture(
     Raises:
         StageError: an unknown stage, one that no layer has, or a layer that the model does not have.
         TextError: fewer than two tokens to read.
-        InputError: token ids that the model does not know, or positions that do not count from 0 in each document.
+        InputError: token ids that the model does not know, prepend_bos together with token ids, or positions that do
+            not count from 0 in each document.
+        TokenizerError: a text, and the model has no tokenizer, or prepend_bos=True and the tokenizer no BOS token.
         MaterializationError: the tensors would not fit in memory; with a path they need not.
         CaptureError: the path holds something else, another capture (`CaptureMismatchError`), one that is being written
             (`CaptureBusyError`) or a damaged one (`CaptureDamagedError`).
@@ -136,7 +164,8 @@ def capture(
         >>> cap = capture(HookedTransformer.from_pretrained("gemma3-270m"), text, "essay.capture")
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
-    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, positions)
+    force = checks.flag("force", force)
+    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
     if path is None:
         return _front(capture_in_memory(plan))
     write_capture(plan, path, force=force)
@@ -161,7 +190,7 @@ def open_capture(path: str | Path) -> Capture:
         >>> cap.q(3, "pre_rope", positions=slice(0, 100)).shape
         torch.Size([100, 4, 256])
     """
-    directory = Path(path)
+    directory = checks.path("path", path, error=CaptureError)
     manifest = read_manifest(directory)
     if not manifest.is_complete:
         warnings.warn(
@@ -196,8 +225,10 @@ def resume(
         CaptureBusyError: another process is writing it.
         OutputError: it cannot be written.
     """
-    directory = Path(path)
+    directory, force = checks.path("path", path, error=CaptureError), checks.flag("force", force)
     manifest = read_manifest(directory)
+    if model is not None:
+        check_model(model)
     if manifest.is_complete and model is None:
         tidy(directory)
         return read_capture(directory)

@@ -14,10 +14,9 @@
 # %% [markdown]
 # # 3. Score ranges: what does QK-norm guarantee, and does its order with RoPE matter?
 #
-# QK-norm is sold on numbers: scores stay bounded, so float16 cannot overflow and int8 loses less. Articles on Qwen3 and
-# OLMo say how large a score can get, that the norm belongs before the rotation, and that the other order is less
-# stable. All of that can be measured: **what do the norm's weights prove, how much of it does a real model use, what
-# happens without the norm or in the other order, and what does low precision cost?**
+# QK-norm is sold on numbers: scores stay bounded, so float16 cannot overflow and int8 loses less; and it is said that
+# the norm belongs before the rotation. That can be measured: **what do the norm's weights prove, how much of it does a
+# real model use, what happens without the norm or in the other order, and what does low precision cost?**
 
 # %%
 import dataclasses
@@ -33,6 +32,8 @@ pio.templates.default = "ropescope"
 pd.set_option("display.max_colwidth", None)
 
 N_TOKENS = 1_024
+# What the words say is asserted in the cell after them: at any length, or in its digits at the length written for.
+AS_WRITTEN = N_TOKENS == 1_024
 
 # %% [markdown]
 # ## The claim, in its own setting
@@ -50,15 +51,17 @@ for d in (64, 128):
     ones = torch.ones(d)
     bound = {scale: score_bound(QKNormConfig(), None, ones, ones, AttentionSpec(scale=scale)) for scale in (1, d**-0.5)}
     rows[d] = [float(normed.norm(dim=-1).mean()), bound[1], bound[d**-0.5]]
+    assert abs(rows[d][0] / d**0.5 - 1) < 1e-4
+    assert abs(rows[d][1] / d - 1) < 1e-6 and abs(rows[d][2] / d**0.5 - 1) < 1e-6
 pd.DataFrame(rows, index=["length after the norm", "bound of q·k", "bound of q·k / √d"]).T.rename_axis("d").round(2)
 
 # %% [markdown]
 # ## In a trained model
 #
-# The gains are learned, and they move the bound: it is the largest factor by which any pair of features is stretched in
-# q and k together. `score_ranges` takes a text's q and k through the steps as they are, without the norm, without the
-# rotation, and in the other order, and puts the bound beside what was seen. This is the *direct* effect in each layer:
-# the text's own q and k, with one step changed.
+# The gains are learned, and they move the bound by the largest factor by which any pair of features is stretched in q
+# and k together. Pairs turn, so that factor depends on the distances that occur. `score_ranges` takes a text's q and k
+# through the steps as they are, without the norm, without the rotation, and in the other order, and puts the bound
+# beside what was seen. This is the *direct* effect in each layer: the text's own q and k, with one step changed.
 #
 # Gemma 3 270M normalises before it rotates. Bars go from a head's smallest to its largest score, strong colour for the
 # inner quantiles; the axis is logarithmic in both directions.
@@ -85,8 +88,49 @@ table.round(3)
 
 # %% [markdown]
 # Read the last column first. float16 ends at 65,504, and it is the product q·k *before* scaling that must fit: below 1
-# it does not. The bound says that with the norm it always will, whatever the text; without the norm nothing says so.
+# it does not. The norm's bound proves that it fits, for any text of this length; without the norm nothing proves it.
 #
+# "Of this length", for a full layer's bound grows with the distances that occur: a slow pair has to turn before its
+# large gain on one feature of q meets the large gain on the other of k. A sliding layer's window ends that early.
+
+# %%
+constants = {layer: cap.constants(layer) for layer in cap.layers}
+FULL = [layer for layer in cap.layers if cap.cfg.layer_type(layer) == "full_attention"]
+reaches = {f"{n:,} tokens": n - 1 for n in (N_TOKENS, 32_768)} | {"any length": None}
+reached = pd.DataFrame(
+    {
+        name: {
+            layer: score_bound(
+                cap.cfg.qk_norm,
+                cap.cfg.rope_for(layer),
+                one.gain_q,
+                one.gain_k,
+                one.spec,
+                frequencies=one.inv_freq,
+                max_distance=reach,
+            ).max()
+            for layer, one in constants.items()
+        }
+        for name, reach in reaches.items()
+    }
+).rename_axis("layer")
+always = min(65_504 * constants[layer].spec.scale / reached.loc[layer, "any length"] for layer in cap.layers)
+print(f"float16 holds the largest q·k that these weights allow {always:.2f} times, whatever the text and its length")
+reached.loc[FULL].round(0)
+
+# %%
+assert table.loc["no_norm", "float16 fits q·k … times"] < table.loc["as_run", "float16 fits q·k … times"]
+assert pd.isna(table.loc["no_norm", "largest bound"]) and table.loc["as_run", "most of its bound used"] < 1
+assert always > 1
+here, far, ever = (reached[name] for name in reaches)
+assert here.max() <= table.loc["as_run", "largest bound"] * (1 + 1e-6)
+assert (here <= far * (1 + 1e-9)).all() and (far <= ever * (1 + 1e-9)).all()
+if AS_WRITTEN:
+    assert table.loc["no_norm", "float16 fits q·k … times"] < 1
+    assert (here.drop(FULL) == far.drop(FULL)).all() and (here[FULL] < far[FULL]).all()
+    assert [f"{here[17]:.0f}", f"{far[17]:,.0f}"] == ["528", "1,815"]
+
+# %% [markdown]
 # ## The other order
 #
 # "A rotation amplifies some dimensions", so the norm had better come after? A rotation keeps the length of every pair,
@@ -114,21 +158,32 @@ columns = ["scores' change", "loss [nats]", f"loss {SHIFT:,} positions later [na
 order = pd.DataFrame(rows, index=columns).T
 order.map("{:.3g}".format)
 
+# %%
+# Without gains the two orders are the same function: pairs of features as complex numbers, a rotation as a factor.
+pairs = torch.randn(4, 8, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+turn = torch.exp(1j * torch.rand(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+lengths = [v.abs().pow(2).mean(-1, keepdim=True).sqrt() for v in (pairs, pairs * turn)]
+torch.testing.assert_close(pairs / lengths[0] * turn, pairs * turn / lengths[1])
+
+change = order["scores' change"]
+assert max(change["as trained"], change["no norm"]) < 1e-10 and change["norm after rotation"] > 0.1
+
 # %% [markdown]
 # The swapped and the norm-free model have weights that were trained for something else, so their losses say how much
 # the weights rely on the step, not how a model trained that way would do. But that scores stop being relative follows
-# from the gains alone, and would have to be trained around. Whether training is more or less stable cannot be measured
-# on finished weights, and is not claimed here.
+# from gains that differ within a pair. Whether training is more or less stable cannot be measured on finished weights,
+# and is not claimed here.
 #
 # ## What low precision costs
 #
 # Round q and k, as they enter the score, to float16, bfloat16 and int8 (one scale per head), and compare the attention
 # pattern with the exact one: the KL divergence in nats says how far it moves. Beside Gemma as it is stands Gemma with
-# its norm taken out, and SmolLM2 135M, which was trained *without* one. Neither is a fair twin (the first was not
-# trained that way, the second is another model), but together they show what the norm's range is worth.
+# its norm taken out, and SmolLM2 135M, which was trained *without* one. Neither is a fair twin: the first was not
+# trained that way, the second is another model.
 
 # %%
 smol = HookedTransformer.from_pretrained("smollm2-135m")
+assert smol.cfg.qk_norm is None
 smol_cap = capture(smol, standard_text(), n_tokens=N_TOKENS, layers=range(0, smol.cfg.n_layers, 3))
 measured = {"Gemma 3": cap, "Gemma 3, norm taken out": runs["no norm"], "SmolLM2, no norm": smol_cap}
 costs = {name: precision_cost(run, queries=64) for name, run in measured.items()}
@@ -159,7 +214,8 @@ precision.map(lambda value: "no bound" if pd.isna(value) else f"{value:.1e}" if 
 
 # %%
 as_run, bare, swapped = (table.loc[name] for name in ("as_run", "no_norm", "swapped_order"))
-print(f"Gemma's gains prove bounds from {as_run['smallest bound']:.0f} to {as_run['largest bound']:.0f} on the score;")
+print(f"On {N_TOKENS:,} tokens Gemma's gains prove bounds from {as_run['smallest bound']:.0f} to", end=" ")
+print(f"{as_run['largest bound']:.0f} on the score, at any length up to {reached['any length'].max():,.0f};")
 print(f"  gains of 1 would prove {cap.cfg.d_head * cap.spec(0).scale:.0f}. This text's largest score is", end=" ")
 print(f"{as_run['largest |score|']:.0f},")
 print(f"  and no head uses more than {as_run['most of its bound used']:.1%} of its bound.")
@@ -168,7 +224,6 @@ print(f"  {bare['float16 fits q·k … times']:.2f} times their largest q·k, wi
 print(f"{as_run['float16 fits q·k … times']:.0f} times.")
 print(f"Norm after rotation proves {swapped['smallest bound']:.0f} to {swapped['largest bound']:.0f}, but moving all")
 print(f"  positions by {SHIFT:,} then changes a median head's scores by", end=" ")
-change = order["scores' change"]
 print(f"{change['norm after rotation']:.0%} of their spread ({change['as trained']:.0e} as trained).")
 print("Rounding moves a median head's pattern by")
 for name in costs:
@@ -176,9 +231,20 @@ for name in costs:
     print(f"  {moved['int8']:.1e} nats in int8, {moved['float16']:.1e} in float16: {name}.")
 
 # %% [markdown]
-# So: the bound is real, and for float16 it is the reason to use the norm; with learned gains it is another number than
-# d, to be read from the weights. Whether int8 suffers less is not decided by a norm alone: learned gains decide how
-# evenly q and k fill their range, and the last lines compare. Norm before the rotation keeps scores relative. The rest
-# is a matter of training.
+# So: the bound is real, and it is a proof that float16 fits, not the only way to make it fit: SmolLM2 has no norm, and
+# float16 holds the largest q·k of the layers looked at 107 times, more often than Gemma's with it. With learned gains
+# the bound is another number than d, to be read from the weights. int8 does not suffer less for a norm as such:
+# SmolLM2's median head loses the least in it. Norm before the rotation keeps scores relative. The rest is a matter of
+# training.
 #
 # Next: [the same at 32,768 tokens](04_long_sequences.ipynb).
+
+# %%
+room = precision["range fits … times"].xs("float16", level=1)
+int8 = precision["KL, median head"].xs("int8", level=1)
+assert precision["proven to fit … times"]["Gemma 3", "float16"] > 1
+assert pd.isna(precision["proven to fit … times"]["SmolLM2, no norm", "float16"]) and room["SmolLM2, no norm"] > 1
+assert as_run["largest bound"] > cap.cfg.d_head > cap.cfg.d_head * cap.spec(0).scale
+if AS_WRITTEN:
+    assert int8.idxmin() == "SmolLM2, no norm"
+    assert f"{room['SmolLM2, no norm']:.0f}" == "107" and room["SmolLM2, no norm"] > room["Gemma 3"]

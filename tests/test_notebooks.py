@@ -15,6 +15,8 @@ TOKENS = {
     "03_score_ranges": 128,
     "04_long_sequences": 192,
     "05_stretching_the_context": 128,
+    "06_claims": 128,
+    "09_explorer": 192,
 }
 LARGEST = 1_500_000
 

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import Shape, tiny_model
 
 from hooks.families.table import FAMILIES, LIMITS
 
@@ -19,7 +18,7 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) >= 3
-    scope: dict = {"model_of_transformers": lambda: tiny_model("qwen3", Shape(vocab=300_000, bias=False))}
+    scope: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
     assert (tmp_path / "readme.html").stat().st_size > 100_000
@@ -41,6 +40,16 @@ def test_every_family_is_named():
 def test_every_file_it_points_at_exists():
     for path in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r"(tests/benchmarks/\w+\.py)", README):
         assert path.startswith("http") or (ROOT / path).exists(), path
+
+
+def test_every_section_it_points_at_exists_and_the_contents_name_all():
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-"): level
+        for level, heading in re.findall(r"^(##+) (.+)$", README, flags=re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= set(anchors)
+    contents = README[README.index("**Contents:**") : README.index("\n## ")]
+    assert {anchor for anchor, level in anchors.items() if level == "##"} <= set(re.findall(r"\(#([^)]+)\)", contents))
 
 
 def test_its_commands_are_those_of_the_package():

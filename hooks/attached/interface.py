@@ -14,6 +14,7 @@ from hooks.attached.masks import HandedMask, MaskRules, handed_mask, table_rules
 from hooks.config.attention_spec import AttentionSpec
 from hooks.errors import AttachError
 from hooks.functional.attend import attend_fused
+from hooks.functional.head_width import same_width
 
 IMPLEMENTATION = "ropescope"
 HANDLER = "_ropescope_attend"
@@ -75,14 +76,6 @@ def attend_plainly(
     """Attend where nobody watches; heads of q, k and v may differ in width."""
     q, k, v, width = same_width(q, k, v)
     return attend_fused(q, k, v, spec, rules.place)[..., :width]
-
-
-def same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """q, k and v padded with zeros to one head width, which leaves scores and z as they are; and z's width."""
-    width, z_width = max(q.shape[-1], v.shape[-1]), v.shape[-1]
-    if q.shape[-1] != z_width:
-        q, k, v = (nn.functional.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-    return q, k, v, z_width
 
 
 _recorder: Callable[[nn.Module, Tensor, Tensor, Tensor, AttentionSpec], None] | None = None

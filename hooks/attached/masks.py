@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import masking_utils
 from transformers.masking_utils import (
     and_masks,
     bidirectional_mask_function,
@@ -19,7 +20,6 @@ from transformers.masking_utils import (
     chunked_causal_mask_function,
     packed_sequence_mask_function,
     prepare_padding_mask,
-    remap_positions_for_packed_sequence,
     sliding_window_bidirectional_mask_function,
     sliding_window_causal_mask_function,
 )
@@ -31,6 +31,8 @@ from hooks.functional.visible import visible_keys
 
 _ANYTHING: Any = object()
 _ROWS = 256
+# A rule by position of transformers' newer releases; the older ones keep the rule by index.
+_remap: Any = getattr(masking_utils, "remap_positions_for_packed_sequence", None)
 # What code may ask of a mask, or do with it, that leaves it the mask it was.
 _HARMLESS = {"__get__", "size", "dim", "numel", "is_floating_point", "__len__", "to", "type", "contiguous", "expand"}
 
@@ -115,7 +117,7 @@ def _unpacked(mask_function: Any) -> tuple[Any, Tensor | None]:
         case {"mask_functions": (rule, same)}:
             numbers = _closure(same, packed_sequence_mask_function(_ANYTHING)).get("packed_sequence_mask")
             if isinstance(numbers, Tensor):
-                within = _closure(rule, remap_positions_for_packed_sequence(causal_mask_function, _ANYTHING))
+                within = _closure(rule, _remap(causal_mask_function, _ANYTHING)) if _remap is not None else {}
                 return within.get("mask_function", rule), _starts(numbers)
     return mask_function, None
 

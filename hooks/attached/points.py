@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from hooks.attached.interface import HANDLER, same_width
+from hooks.attached.interface import HANDLER
 from hooks.attached.masks import MaskRules
 from hooks.attached.positions import true_positions
 from hooks.attached.probe import LayerFacts, Tap, first_tensor, from_heads, to_heads
@@ -20,7 +20,8 @@ from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import AttachError, HookConflictError
-from hooks.modules.attention import attend_hooked
+from hooks.functional.head_width import same_width
+from hooks.modules.attention import attend_hooked, past_z
 from hooks.modules.hook_point import HookPoint
 
 # What reads positions.
@@ -31,13 +32,14 @@ class Pass(threading.local):
     """What the points of one model share about the pass that is running, one for each thread.
 
     Attributes:
-        positions: position of each token where the caller gave them, [batch pos].
+        positions: position of each token where the caller gave them, [batch pos], those in its cache included.
         documents: where the documents begin that are packed into each row, which every mask must then tell apart.
         handed: positions that the model handed the layer that is running, if it did.
         silent: whether layers are being replaced by stand-ins, so that no point may fire.
         by_layer: whether the caller runs one block at a time and has had its embedding already.
         batch: rows of the batch that is running.
         turns: how often each shared module has run in the attention module that is running.
+        kept: where each layer's keys and values lie that it has from its cache, past their last points already.
     """
 
     positions: Int[Tensor, "batch pos"] | None = None
@@ -49,6 +51,7 @@ class Pass(threading.local):
 
     def __init__(self) -> None:
         self.turns: dict[str, int] = {}
+        self.kept: dict[nn.Module, dict[str, int]] = {}
 
 
 class NormGain:
@@ -139,8 +142,9 @@ class AttachedAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, rules: MaskRules, position_ids: Any = None
     ) -> Tensor:
         """Attention of this layer on the model's own q, k and v, past the points at both ends."""
+        kept = self._run.kept.pop(self, None)
         if not self._run.silent:
-            q, k, v = (getattr(self, self._facts[0].final(t))(x) for t, x in (("q", q), ("k", k), ("v", v)))
+            q, k, v = (self._final(t, x, kept) for t, x in (("q", q), ("k", k), ("v", v)))
         place = rules.place
         if self._run.documents is not None and rules.documents is None:
             raise AttachError(
@@ -149,14 +153,45 @@ class AttachedAttention(nn.Module):
             )
         if any(getattr(self, name).has_hooks() for name in _BETWEEN):
             positions = self._run.positions
-            if positions is not None and q.shape[1] == k.shape[1] == positions.shape[1]:
-                at = positions, positions
+            if positions is not None and rules.first_key + k.shape[1] == positions.shape[1]:
+                at = positions[:, -q.shape[1] :], positions[:, -k.shape[1] :]
             else:
                 handed = self._run.handed if position_ids is None else position_ids
                 at = true_positions(rules, k.shape[1], q.shape[1], handed, q.device)
             place = replace(place, query_positions=at[0], key_positions=at[1])
         q, k, v, width = same_width(q, k, v)
-        return self.hook_z(attend_hooked(self, q, k, v, spec, place)[..., :width])
+        return past_z(self.hook_z, attend_hooked(self, q, k, v, spec, place)[..., :width], place, k.shape[1])
+
+    def _final(self, tensor: str, x: Tensor, kept: dict[str, int] | None) -> Tensor:
+        """q, k or v past the last of its points, unless it went past before the cache took it in."""
+        point = getattr(self, self._facts[0].final(tensor))
+        if kept is None or tensor == "q":
+            return point(x)
+        if point.has_hooks() and x.data_ptr() != kept[tensor]:
+            raise AttachError(
+                f"{type(self.original_module).__name__} changes its {tensor} between cache and score, so a hook on it "
+                "cannot work on the tokens in the cache; run without one (use_past_kv_cache=False)"
+            )
+        return x
+
+    def keep(
+        self, k: Tensor, v: Tensor, update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Lead new keys and values, [batch kv_head pos d_head], past their last points on their way into a cache.
+
+        Args:
+            k: keys.
+            v: values.
+            update: puts them into the cache, and returns all that this layer keeps.
+        """
+        if self._run.silent:
+            return update(k, v)
+        led = (
+            getattr(self, self._facts[0].final(t))(x.transpose(1, 2)).transpose(1, 2) for t, x in (("k", k), ("v", v))
+        )
+        keys, values = update(*led)
+        self._run.kept[self] = {"k": keys.data_ptr(), "v": values.data_ptr()}
+        return keys, values
 
     def install(self) -> list[RemovableHandle]:
         """Lead the module's tensors past the points; the handles undo it."""

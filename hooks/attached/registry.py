@@ -74,6 +74,11 @@ class AttachedRegistry(HookRegistry):
         }
         if facts.attention is None:
             return self._without_attention(layer) if in_attention or ".attn." in selector else None
+        if leaf in ("hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in", "hook_mlp_in"):
+            return (
+                "the model's own code reads the stream, all heads and both branches the same tensor; "
+                "hook_resid_pre holds it before the block"
+            )
         stage = re.match(r"hook_(?:rot_)?([qkv])(?![a-z])", leaf)
         if stage:
             return _stage_reason(facts, leaf, stage[1], layer)

@@ -5,38 +5,40 @@ stream through module hooks. Nothing is converted, and `AttachedTransformer.deta
 """
 
 import inspect
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from hooks.attached.config import attached_config, unseen
 from hooks.attached.interface import HANDLER, IMPLEMENTATION
+from hooks.attached.keeping import empty_cache, past_inputs
+from hooks.attached.partial import run_layers
 from hooks.attached.points import AttachedAttention, AttachedBlock, LayerContext, Pass
 from hooks.attached.probe import LayerFacts
 from hooks.attached.proof import Limits
 from hooks.attached.registry import AttachedRegistry
 from hooks.attached.schedule import Schedule
+from hooks.attached.standing_in import standing_in
 from hooks.base.inputs import check_predicts, packed_documents, padding_mask, predicted_tokens, token_positions
+from hooks.base.layers import layer_run
 from hooks.base.losses import check_return_type, mean_loss, next_token_nll, within_documents
 from hooks.base.module import NamedHooksModule
-from hooks.base.tokenizing import TokenizingMixin
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import AttachError, InputError
+from hooks.generation.generating import GeneratingMixin
+from hooks.generation.key_values import KeyValueCache, reading
 from hooks.modules.hook_point import HookPoint
 
 ATTACHMENT = "_ropescope_attachment"
-# One thread at a time puts stand-ins into modules, and takes them out before the next one does.
-_STANDING_IN = threading.RLock()
 
 
-class AttachedTransformer(TokenizingMixin, NamedHooksModule):
+class AttachedTransformer(GeneratingMixin, NamedHooksModule):
     """A foreign decoder under our hook names; make one with ``HookedTransformer.attach(model)``.
 
     Works as a context manager that detaches on the way out.
@@ -139,24 +141,30 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"] | str,
+        tokens: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"] | str,
         return_type: str | None = "logits",
         *,
         position_ids: Int[Tensor, "batch pos"] | None = None,
         attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
         loss_per_token: bool = False,
+        past: KeyValueCache | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
         **inputs: Any,
     ) -> Any:
         """Run the model.
 
         Args:
-            tokens: token ids, or text for the tokenizer.
+            tokens: token ids, or text for the tokenizer; with `start_at_layer` the residual stream before that layer.
             return_type: "logits", "loss" (logits never held whole), "both", or None to run the body only.
             position_ids: position of each token; by default the model's own rule, or counted from the first real token
                 where there is padding. Without an attention_mask, positions that start again start a new document.
             attention_mask: 0 where a token is padding.
             loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN at the first token of each packed
                 document, which nothing predicts.
+            past: what the model has read before these tokens, which it takes in too: a text may be read in parts.
+            start_at_layer: the first layer that runs; below 0 counted from the end.
+            stop_at_layer: the first that does not run; the residual stream before it is returned.
             **inputs: anything else that the model's forward takes by name, such as ``pixel_values``.
 
         Raises:
@@ -164,12 +172,25 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
             AttachError: the model was detached, has no output head, or got a mask without a rule.
         """
         check_return_type(return_type)
+        layers = layer_run(self.cfg.n_layers, start_at_layer, stop_at_layer, return_type=return_type, past=past)
+        if start_at_layer is not None or stop_at_layer is not None:
+            if inputs:
+                raise InputError(f"a part of the layers takes no other inputs than tokens: leave {sorted(inputs)} out")
+            given = tokens if start_at_layer is not None else self._check_tokens(tokens)
+            at = {"position_ids": position_ids, "attention_mask": attention_mask}
+            resid = run_layers(self, given, layers, from_tokens=start_at_layer is None, **at)
+            if stop_at_layer is not None:
+                return resid
+            return None if return_type is None else self.unembed_residual(resid)
         ids = self._check_tokens(tokens)
-        call, positions, documents = self._call(ids, position_ids, attention_mask, inputs)
+        call, positions, documents = self._call(ids, position_ids, attention_mask, inputs, past)
         predicted = predicted_tokens(ids, padding_mask(attention_mask, ids), documents)
         if return_type in ("loss", "both") and not loss_per_token:
             check_predicts(ids, predicted)
-        with self._at(positions, documents):
+        with (
+            reading(past, self, positions, padding_mask(attention_mask, ids)),
+            self._at(positions if past is None else past.positions, documents),
+        ):
             if return_type == "logits":
                 return self._with_head(call).logits
             body = self._base(**call)
@@ -202,6 +223,27 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         """What the model hands each layer beside the residual stream, for ``model.blocks[i](resid, context)``."""
         return self._enter(tokens, position_ids, attention_mask)[1]
 
+    def next_logits(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        attention_mask: Bool[Tensor, "batch pos"] | None = None,
+        past: KeyValueCache | None = None,
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """Logits after the last token, those of the others left out where the model can; see `forward`."""
+        inputs: dict[str, Any] = {"attention_mask": attention_mask, "past": past}
+        if "logits_to_keep" in inspect.signature(self.original_model.forward).parameters:
+            inputs["logits_to_keep"] = 1
+        return self.forward(tokens, **inputs)[:, -1]
+
+    def empty_key_values(self) -> Cache:
+        """Layers of a cache that hold nothing yet; see `hooks.generation.key_values.KeyValueCache`.
+
+        Raises:
+            AttachError: the model keeps its past in another form, or what it keeps would go stale unseen.
+        """
+        return empty_cache(self)
+
     def residual_loss(
         self, resid: Float[Tensor, "batch pos d_model"], tokens: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos-1"]:
@@ -227,7 +269,12 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         return self.original_model if body is None else body
 
     def _call(
-        self, ids: Tensor, position_ids: Any, attention_mask: Tensor | None, inputs: dict[str, Any]
+        self,
+        ids: Tensor,
+        position_ids: Any,
+        attention_mask: Tensor | None,
+        inputs: dict[str, Any],
+        past: KeyValueCache | None = None,
     ) -> tuple[dict[str, Any], Tensor, Tensor | None]:
         """Keyword arguments of the model's forward, the position of each token, and where packed documents begin."""
         if not self.is_attached:
@@ -241,6 +288,9 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         real = padding_mask(attention_mask, ids)
         mask = torch.ones_like(ids) if real is None else real.to(ids)
         call = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **inputs}
+        if past is not None:
+            positions = past.following(ids, position_ids, real)
+            return call | past_inputs(self.original_model, past, positions, mask), positions, None
         positions, documents = token_positions(position_ids, ids, real), None
         if position_ids is not None:
             documents = packed_documents(positions, real, masked=attention_mask is not None)
@@ -277,7 +327,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         call: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if keep is not None:
             call["logits_to_keep"] = keep
-        with _standing_in([self._base], lambda *_, **__: body):
+        with standing_in([self._base], lambda *_, **__: body):
             return self._with_head(call).logits
 
     def _nll(self, body: Any, ids: Tensor) -> Float[Tensor, "batch pos-1"]:
@@ -330,29 +380,7 @@ class AttachedTransformer(TokenizingMixin, NamedHooksModule):
         """Put stand-ins in place of the layers, with no point firing."""
         self._run.silent = True
         try:
-            with _standing_in([block.layer for block in self._blocks], stand_in):
+            with standing_in([block.layer for block in self._blocks], stand_in):
                 yield
         finally:
             self._run.silent = False
-
-
-@contextmanager
-def _standing_in(modules: list[nn.Module], stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Call ``stand_in(module, …)`` where these modules would run in this thread; in others they run as they are."""
-    caller = threading.get_ident()
-
-    def forward(module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return stand_in(module, *args, **kwargs) if threading.get_ident() == caller else own(*args, **kwargs)
-
-    with _STANDING_IN:
-        before = [module.__dict__.get("forward") for module in modules]
-        try:
-            for module in modules:
-                module.__dict__["forward"] = partial(forward, module, module.forward)
-            yield
-        finally:
-            for module, own in zip(modules, before, strict=True):
-                if own is None:
-                    del module.__dict__["forward"]
-                else:
-                    module.__dict__["forward"] = own

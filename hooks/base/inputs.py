@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from hooks.checks import shown
 from hooks.errors import InputError
@@ -37,6 +37,37 @@ def token_ids(tokens: Any, d_vocab: int, device: torch.device) -> Int[Tensor, "b
     if low < 0 or high >= d_vocab:
         raise InputError(f"token id {low if low < 0 else high} is outside this model's vocabulary of {d_vocab}")
     return ids
+
+
+def any_ids(tokens: Any, d_vocab: int, device: torch.device) -> Int[Tensor, "*batch pos"]:
+    """Token ids of any shape, one id or none among them, on a device.
+
+    Raises:
+        InputError: something else, or an id outside the vocabulary.
+    """
+    ids = _as_tensor("tokens", tokens, device, "token ids")
+    if ids.is_meta or ids.is_sparse or (ids.numel() and ids.dtype not in _IDS) or isinstance(tokens, bool):
+        raise InputError(f"tokens={shown(tokens)}: give token ids, int64 or int32")
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= d_vocab):
+        raise InputError(f"tokens={shown(tokens)}: this model's ids go from 0 to {d_vocab - 1}")
+    return ids.long()
+
+
+def looked_up(embed: nn.Module, tokens: Any) -> Float[Tensor, "batch pos d_model"]:
+    """The embeddings of token ids; looks at no id itself, for which a device would be waited for."""
+    if not isinstance(tokens, Tensor) or tokens.dtype not in _IDS or tokens.is_sparse:
+        raise InputError(f"tokens={shown(tokens)}: give a tensor of token ids, int64 or int32")
+    try:
+        return embed(tokens)
+    except IndexError as error:
+        raise InputError(f"tokens={shown(tokens)}: an id is outside this model's vocabulary") from error
+
+
+def check_resid(name: str, resid: Any, d_model: int, dtype: torch.dtype) -> Float[Tensor, "... d_model"]:
+    """A residual stream: a tensor of the model's width and type."""
+    if not isinstance(resid, Tensor) or resid.dtype != dtype or resid.is_sparse or resid.shape[-1:] != (d_model,):
+        raise InputError(f"{name}={shown(resid)}: give a {dtype} tensor whose last axis has the model's {d_model}")
+    return resid
 
 
 def padding_mask(attention_mask: Any, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"] | None:

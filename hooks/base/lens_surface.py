@@ -1,18 +1,20 @@
-"""The surface that TransformerLens' tools use on a model: stacked weights, token directions, accumulated biases.
+"""The surface that TransformerLens' tools use on a model: token directions, accumulated biases, switches.
 
 TransformerLens assumes that the gain of every norm is folded into the next weights. Nothing is folded here: gains stay
 in the norms, `ActivationCache` applies them where it applies a norm, and the directions below are those of W_U itself.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import FactoredMatrix
 
-from hooks.config.transformer import HookedTransformerConfig
+from hooks.base.bridge_members import BridgeMembers
+from hooks.base.inputs import any_ids
+from hooks.base.registry import NO_ATTN_IN
+from hooks.checks import flag, whole
 from hooks.errors import InputError
 from hooks.modules.norms import Norm
 from hooks.modules.weight_views import present
@@ -20,139 +22,7 @@ from hooks.modules.weight_views import present
 Tokens = str | int | Int[Tensor, "*batch_pos"]
 
 
-class StackedWeights:
-    """Every layer's weights in TransformerLens' layout, stacked (and so copied) along a leading layer axis.
-
-    ``model.blocks[i].attn.W_Q`` and the like are views. kv heads are not expanded, except in `QK` and `OV`.
-    """
-
-    embed: nn.Embedding
-    unembed: nn.Linear
-    if TYPE_CHECKING:
-        blocks: nn.ModuleList
-
-        @property
-        def cfg(self) -> HookedTransformerConfig:
-            """The architecture."""
-            ...
-
-        ln_final: Norm
-    else:
-        # Protocol checks read the class (inspect.getattr_static), where torch does not show a submodule.
-        blocks = property(lambda self: self._modules["blocks"])
-        ln_final = property(lambda self: self._modules["ln_final"])
-
-    def _stack(self, read: Callable[[Any], Tensor]) -> Tensor:
-        """One weight of every block."""
-        return torch.stack([read(block) for block in self.blocks])
-
-    def _mlps(self, read: Callable[[Any], Tensor]) -> Tensor:
-        """One MLP weight of every block.
-
-        Raises:
-            InputError: the model has no MLPs.
-        """
-        if self.cfg.attn_only:
-            raise InputError("this model has no MLP weights (cfg.attn_only)")
-        return self._stack(lambda block: read(block.mlp))
-
-    @property
-    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
-        """Token embedding, before ``cfg.embed_scale``."""
-        return present(self.embed.weight)
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
-        """Unembedding, before ``cfg.logit_scale`` and without the final norm's gain."""
-        return present(self.unembed.weight).T
-
-    @property
-    def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
-        """Unembedding bias, zeros where the model has none."""
-        bias = self.unembed.bias
-        return present(self.unembed.weight).new_zeros(self.unembed.out_features) if bias is None else bias
-
-    @property
-    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:  # noqa: N802
-        """Query weights."""
-        return self._stack(lambda block: block.attn.W_Q)
-
-    @property
-    def W_K(self) -> Float[Tensor, "layer kv_head d_model d_head"]:  # noqa: N802
-        """Key weights."""
-        return self._stack(lambda block: block.attn.W_K)
-
-    @property
-    def W_V(self) -> Float[Tensor, "layer kv_head d_model d_head"]:  # noqa: N802
-        """Value weights."""
-        return self._stack(lambda block: block.attn.W_V)
-
-    @property
-    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:  # noqa: N802
-        """Attention output weights."""
-        return self._stack(lambda block: block.attn.W_O)
-
-    @property
-    def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:  # noqa: N802
-        """MLP input weights; with a gate, those of the linear branch."""
-        return self._mlps(lambda mlp: mlp.W_in)
-
-    @property
-    def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:  # noqa: N802
-        """MLP gate weights, None without a gate."""
-        return self._mlps(lambda mlp: mlp.W_gate) if self.cfg.gated_mlp else None
-
-    @property
-    def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:  # noqa: N802
-        """MLP output weights."""
-        return self._mlps(lambda mlp: mlp.W_out)
-
-    @property
-    def b_Q(self) -> Float[Tensor, "layer head d_head"]:  # noqa: N802
-        """Query biases."""
-        return self._stack(lambda block: block.attn.b_Q)
-
-    @property
-    def b_K(self) -> Float[Tensor, "layer kv_head d_head"]:  # noqa: N802
-        """Key biases."""
-        return self._stack(lambda block: block.attn.b_K)
-
-    @property
-    def b_V(self) -> Float[Tensor, "layer kv_head d_head"]:  # noqa: N802
-        """Value biases."""
-        return self._stack(lambda block: block.attn.b_V)
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:  # noqa: N802
-        """Attention output biases."""
-        return self._stack(lambda block: block.attn.b_O)
-
-    @property
-    def b_in(self) -> Float[Tensor, "layer d_mlp"]:
-        """MLP input biases."""
-        return self._mlps(lambda mlp: mlp.b_in)
-
-    @property
-    def b_out(self) -> Float[Tensor, "layer d_model"]:
-        """MLP output biases."""
-        return self._mlps(lambda mlp: mlp.b_out)
-
-    @property
-    def QK(self) -> FactoredMatrix:  # noqa: N802
-        """W_Q W_Kᵀ per layer and query head, before biases, QK-norm and rotation."""
-        return FactoredMatrix(self.W_Q, self._per_query_head(self.W_K).transpose(-2, -1))
-
-    @property
-    def OV(self) -> FactoredMatrix:  # noqa: N802
-        """W_V W_O per layer and query head, before biases and any post-norm."""
-        return FactoredMatrix(self._per_query_head(self.W_V), self.W_O)
-
-    def _per_query_head(self, weights: Float[Tensor, "layer kv_head ..."]) -> Float[Tensor, "layer head ..."]:
-        """Each kv head once for every query head that uses it."""
-        return weights.repeat_interleave(self.cfg.n_heads // self.cfg.n_kv_heads, dim=1)
-
-
-class LensMixin(StackedWeights):
+class LensMixin(BridgeMembers):
     """What TransformerLens' cache, patching, lens and detection tools call on a model."""
 
     to_single_token: Callable[[str], int]
@@ -184,8 +54,9 @@ class LensMixin(StackedWeights):
 
     def _token_ids(self, tokens: Tokens) -> Int[Tensor, "*batch_pos"]:
         """Ids on the model's device; one id has no axes, as in TransformerLens."""
-        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
-        ids = torch.as_tensor(ids, device=present(self.unembed.weight).device)
+        given = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
+        weight = present(self.unembed.weight)
+        ids = any_ids(given, weight.shape[0], weight.device)
         return ids.reshape(()) if ids.numel() == 1 else ids
 
     def accumulated_bias(
@@ -201,6 +72,9 @@ class LensMixin(StackedWeights):
         Raises:
             InputError: an output bias passes a post-norm, so that it is no constant.
         """
+        layer = whole("layer", layer, at_least=0, at_most=self.cfg.n_layers)
+        mlp_input = flag("mlp_input", mlp_input) and layer < self.cfg.n_layers
+        include_mlp_biases = flag("include_mlp_biases", include_mlp_biases)
         total = present(self.unembed.weight).new_zeros(self.cfg.d_model)
         with_own_attention = mlp_input and not self.cfg.parallel_attn_mlp
         for index in range(layer + with_own_attention):
@@ -226,11 +100,25 @@ class LensMixin(StackedWeights):
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
         """Nothing to switch: ``hook_{q,k,v}_input`` are computed when they are watched; keeps cfg in step."""
-        self.cfg.use_split_qkv_input = use_split_qkv_input
+        self.cfg.use_split_qkv_input = flag("use_split_qkv_input", use_split_qkv_input)
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Nothing to switch: ``hook_result`` is computed when it is watched; keeps cfg in step."""
-        self.cfg.use_attn_result = use_attn_result
+        self.cfg.use_attn_result = flag("use_attn_result", use_attn_result)
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Nothing to switch: ``hook_attn_in`` is computed when it is watched; keeps cfg in step.
+
+        Raises:
+            InputError: switched on for a model whose query heads share kv heads, which has no such point.
+        """
+        if flag("use_attn_in", use_attn_in) and self.cfg.n_kv_heads != self.cfg.n_heads:
+            raise InputError(f"use_attn_in=True: {NO_ATTN_IN}")
+        self.cfg.use_attn_in = use_attn_in
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Nothing to switch: ``hook_mlp_in`` is computed when it is watched; keeps cfg in step."""
+        self.cfg.use_hook_mlp_in = flag("use_hook_mlp_in", use_hook_mlp_in)
 
 
 def _constant(bias: Tensor | None, post_norm: nn.Module) -> Tensor | float:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hooks.base.inputs import predicted_tokens
+from hooks.checks import shown
 from hooks.errors import InputError
 
 ReturnType = Literal["logits", "loss", "both"]
@@ -18,8 +19,8 @@ LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
 
 def check_return_type(return_type: Any) -> None:
     """Raise an InputError unless a forward pass can return this."""
-    if return_type not in (*get_args(ReturnType), None):
-        raise InputError(f"return_type {return_type!r} is not one of 'logits', 'loss', 'both', None")
+    if return_type is not None and not (isinstance(return_type, str) and return_type in get_args(ReturnType)):
+        raise InputError(f"return_type {shown(return_type)} is not one of 'logits', 'loss', 'both', None")
 
 
 def next_token_nll(

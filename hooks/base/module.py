@@ -6,6 +6,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformer_lens import HookedRootModule
@@ -14,7 +15,7 @@ from transformer_lens.utilities.slice import Slice
 
 from hooks.base.cache import ActivationCache, check_full_fits
 from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS, HookRegistry, NameSelector
-from hooks.checks import shown
+from hooks.checks import choice, flag, shown, whole, wholes
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import HookConflictError, HookNameError, InputError
 from hooks.modules.hook_point import Direction, HookPoint
@@ -69,6 +70,8 @@ class NamedHooksModule(HookedRootModule):
         It holds in every thread until `reset_hooks`; what is for one run belongs in `hooks`. See
         `hooks.modules.hook_point.HookPoint` for what a hook takes and returns.
         """
+        dir, is_permanent = choice("dir", dir, ("fwd", "bwd")), flag("is_permanent", is_permanent)
+        prepend, level = flag("prepend", prepend), None if level is None else whole("level", level)
         for canonical in self.registry.resolve(name):
             point = self.hook_dict[canonical]
             self.check_and_add_hook(
@@ -156,6 +159,11 @@ class NamedHooksModule(HookedRootModule):
         infos = self.registry.infos
         if names_filter is None:
             return [name for name, info in infos.items() if info.fires not in ("rows mode", "on request")]
+        several = isinstance(names_filter, Iterable) and not hasattr(names_filter, "shape")
+        if not (isinstance(names_filter, str) or callable(names_filter) or several):
+            raise HookNameError(
+                f"names_filter={shown(names_filter)}: give a name, a glob, a predicate, or a list of them"
+            )
         selectors = [names_filter] if isinstance(names_filter, str) or callable(names_filter) else list(names_filter)
         chosen: set[str] = set()
         for selector in selectors:
@@ -186,7 +194,10 @@ class NamedHooksModule(HookedRootModule):
         def save(tensor: Tensor, hook: HookPoint, suffix: str = "") -> None:
             kept = tensor.detach()
             if pos_slice is not None:
-                kept = window.apply(kept, dim=self.registry.infos[str(hook.name)].position_axis)
+                try:
+                    kept = window.apply(kept, dim=self.registry.infos[str(hook.name)].position_axis)
+                except IndexError as error:
+                    raise InputError(f"pos_slice={shown(pos_slice)}: {hook.name} has no such position") from error
             if remove_batch_dim:
                 kept = kept.squeeze(0)
             # A later in-place edit must not reach into the cache.
@@ -257,25 +268,39 @@ class NamedHooksModule(HookedRootModule):
         """Raise MaterializationError when the n × n tensors that a cache asks for would not fit in free memory."""
         full = [name for name in names if self.registry.infos[name].fires == "full mode"]
         if full and model_args:
-            check_full_fits(len(full), self._check_tokens(model_args[0]), self.cfg.n_heads, self.dtype)
+            stream = isinstance(model_args[0], Tensor) and model_args[0].ndim == 3  # for start_at_layer
+            ids = model_args[0][:, :, 0] if stream else self._check_tokens(model_args[0])
+            check_full_fits(len(full), ids, self.cfg.n_heads, self.dtype)
 
 
 def _pairs(name: str, given: Any) -> list[tuple[NameSelector, Callable]]:
     """(name, hook) pairs, checked for being pairs."""
-    pairs = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else None
-    wrong = (
-        given if pairs is None else next((p for p in pairs if not (isinstance(p, tuple | list) and len(p) == 2)), None)
-    )
-    if pairs is None or wrong is not None:
-        raise InputError(f"{name}={shown(wrong)}: give a list of (name, hook) pairs")
+    listed = isinstance(given, Iterable) and not isinstance(given, str | Mapping) and not hasattr(given, "shape")
+    pairs: list[Any] = list(given) if listed else [given]
+    wrong = [pair for pair in pairs if not (isinstance(pair, tuple | list) and len(pair) == 2)]
+    if wrong or not listed:
+        raise InputError(f"{name}={shown(wrong[0])}: give a list of (name, hook) pairs")
     return pairs
 
 
 def _window(pos_slice: Any) -> Slice:
     """TransformerLens' slice of positions."""
+    given: Any = pos_slice
+    array = isinstance(pos_slice, Tensor | np.ndarray)
+    one_axis = array and pos_slice.ndim == 1 and getattr(pos_slice, "layout", None) in (None, torch.strided)
+    ends = list(pos_slice) if isinstance(pos_slice, list | tuple) or one_axis else [pos_slice]
+    if isinstance(pos_slice, slice):
+        ends = [pos_slice.start, pos_slice.stop, pos_slice.step]
     try:
-        return Slice.unwrap(pos_slice)
-    except (TypeError, ValueError, AssertionError) as error:
+        if not isinstance(pos_slice, Slice):
+            ends = [end for end in ends if end is not None or isinstance(pos_slice, list)]
+            wholes("pos_slice", ends, at_least=-(2**53), at_most=2**53)
+        window = Slice.unwrap(given)
+        step = getattr(window.slice, "step", None)
+        if step is not None:
+            whole("pos_slice", step, at_least=1)
+        return window
+    except (TypeError, ValueError, AssertionError, NotImplementedError, InputError) as error:
         raise InputError(
             f"pos_slice={shown(pos_slice)}: give one position, a tuple such as (start, stop), or a list of positions"
         ) from error

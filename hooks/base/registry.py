@@ -13,6 +13,7 @@ from typing import Literal
 
 from transformer_lens.utilities.components_utils import get_act_name
 
+from hooks.checks import shown
 from hooks.config.steps import STEP_OUTPUT, attention_steps
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import HookNameError
@@ -22,6 +23,10 @@ NameSelector = str | Callable[[str], bool]
 
 ROWS_HOOKS = ("hook_attn_scores_rows", "hook_pattern_rows")
 FULL_HOOKS = ("hook_attn_scores", "hook_pattern")
+NO_ATTN_IN = (
+    "query heads share kv heads in this model, so no one copy of the stream for each head feeds q, k and v; "
+    "hook_q_input, hook_k_input and hook_v_input hold a copy each"
+)
 _STEP_MISSING = {
     "clip": "has no clipping (cfg.clip_qkv is None)",
     "norm": "has no QK-norm (cfg.qk_norm is None)",
@@ -80,15 +85,19 @@ _STEP_TITLE = {"clip": "clipping to ±clip_qkv", "norm": "QK-norm", "rope": "the
 
 def _attention_infos(cfg: HookedTransformerConfig, layer: int) -> list[HookInfo]:
     """Every hook point inside one attention module."""
-    prefix = f"blocks.{layer}.attn."
+    block = f"blocks.{layer}."
+    prefix = f"{block}attn."
+    inputs = [("hook_attn_in", "head", "q, k and v are")] if cfg.n_kv_heads == cfg.n_heads else []
+    inputs += [(f"hook_{t}_input", "head" if t == "q" else "kv_head", f"{t} is") for t in ("q", "k", "v")]
     infos = [
         HookInfo(
-            f"{prefix}hook_{tensor}_input",
-            f"batch pos {'head' if tensor == 'q' else 'kv_head'} d_model",
-            f"each head's own copy of the residual stream that {tensor} is made from, before the norm",
+            prefix + name,
+            f"batch pos {heads} d_model",
+            f"each head's own copy of the residual stream that {what} made from, before the norm",
             "on request",
+            (block + name,),
         )
-        for tensor in ("q", "k", "v")
+        for name, heads, what in inputs
     ]
     infos += step_infos({tensor: attention_steps(cfg, layer, tensor) for tensor in ("q", "k", "v")}, prefix)
     if cfg.qk_norm is not None:
@@ -156,6 +165,8 @@ def _mlp_infos(cfg: HookedTransformerConfig, b: str) -> list[HookInfo]:
     infos = []
     if not cfg.parallel_attn_mlp:
         infos.append(HookInfo(b + "hook_resid_mid", stream, "residual stream between attention and MLP"))
+    own = "the MLP's own copy of the residual stream, before the norm"
+    infos.append(HookInfo(b + "hook_mlp_in", stream, own, "on request"))
     if cfg.block_norms in ("pre", "sandwich") and not cfg.parallel_shared_norm:
         infos += _norm_infos(b + "ln2", "the norm before the MLP")
     infos.append(HookInfo(b + "mlp.hook_pre", wide, "MLP before the activation function"))
@@ -207,7 +218,7 @@ class HookRegistry:
             HookNameError: nothing matches; the message has near matches or says which step the model lacks.
         """
         if not (callable(selector) or isinstance(selector, str)):
-            raise HookNameError(f"{selector!r} is no hook name: give a name, an alias, a glob or a predicate")
+            raise HookNameError(f"{shown(selector)} is no hook name: give a name, an alias, a glob or a predicate")
         if callable(selector):
             accepted = {self._canonical[name] for name in self._canonical if selector(name)}
         elif any(c in selector for c in "*?["):
@@ -252,6 +263,8 @@ class HookRegistry:
             outputs = {STEP_OUTPUT[step].format(t) for t in "qkv"}
             if leaf in outputs or leaf.endswith((f"_pre_{step}", f"_post_{step}")):
                 return f"no hook {selector!r}: this model {why}"
+        if leaf == "hook_attn_in" and self._cfg.n_kv_heads != self._cfg.n_heads:
+            return f"no hook {selector!r}: {NO_ATTN_IN}"
         close = difflib.get_close_matches(selector, self._canonical, n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         return f"no hook {selector!r} on this model{hint} (model.hook_names() lists all)"

@@ -39,14 +39,17 @@ class AttentionSpec:
     alibi_slopes: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        checks.number("scale", self.scale, above=0, error=ConfigError)
+        object.__setattr__(self, "scale", checks.number("scale", self.scale, above=0, error=ConfigError))
         object.__setattr__(self, "causal", checks.flag("causal", self.causal, error=ConfigError))
         if self.window is not None:
-            object.__setattr__(self, "window", checks.whole("window", self.window, at_least=1, error=ConfigError))
+            object.__setattr__(
+                self, "window", checks.whole("window", self.window, at_least=1, at_most=2**53, error=ConfigError)
+            )
         if self.softcap is not None:
-            checks.number("softcap", self.softcap, above=0, error=ConfigError)
+            object.__setattr__(self, "softcap", checks.number("softcap", self.softcap, above=0, error=ConfigError))
         # Their values are looked at where they are measured: here it would wait for the device in every forward pass.
-        if self.sinks is not None and not (isinstance(self.sinks, Tensor) and self.sinks.ndim == 1):
+        logits = isinstance(self.sinks, Tensor) and self.sinks.ndim == 1 and self.sinks.is_floating_point()
+        if self.sinks is not None and not logits:
             raise ConfigError(f"sinks={checks.shown(self.sinks)}: give a tensor of one logit per head")
         if self.alibi_slopes is not None:
             if not isinstance(self.alibi_slopes, Sequence) or isinstance(self.alibi_slopes, str):

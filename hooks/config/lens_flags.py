@@ -120,6 +120,16 @@ def read_flags(settings: Settings) -> Settings:
     }
 
 
+def said_elsewhere(name: str) -> str | None:
+    """Where to say what TransformerLens 3's ``use_yarn_rope``, ``yarn_factor``, … say, which have no reading here."""
+    if "yarn" not in name.lower():
+        return None
+    return (
+        ": YaRN is rope=RopeConfig('yarn', factor=…, original_max_position_embeddings=…, beta_fast=…, beta_slow=…, "
+        "attention_factor=…)"
+    )
+
+
 def _representative(rope: RopeConfig | Mapping[str, RopeConfig | None] | None) -> RopeConfig | None:
     """The one schedule that flags read."""
     if not isinstance(rope, Mapping):

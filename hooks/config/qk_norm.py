@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from hooks.checks import instance, shown
 from hooks.errors import ConfigError
 
 _CHOICES = {
@@ -29,7 +30,7 @@ class QKNormConfig:
         bias: LayerNorm's β.
         unit_offset: The gain is 1 + w (Gemma).
         scale_before_cast: Multiply by the gain in float32, then cast (OLMo 2); otherwise cast first (Llama).
-        scale: A fixed factor after the norm (10 in x-transformers' l2).
+        scale: A fixed factor after the norm, on q and on k: √10 each where x-transformers' l2 scales the score by 10.
 
     Raises:
         ConfigError: Naming the field, its value and what is allowed.
@@ -47,17 +48,17 @@ class QKNormConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"qk_norm {name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in allowed:
+                raise ConfigError(f"qk_norm {name}={shown(getattr(self, name))} must be one of {', '.join(allowed)}")
         for name, least in (("eps", 0.0), ("scale", math.ulp(0.0))):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
                 raise ConfigError(
-                    f"qk_norm {name}={value!r} must be a finite number, {'above' if least else 'at least'} 0"
+                    f"qk_norm {name}={shown(value)} must be a finite number, {'above' if least else 'at least'} 0"
                 )
         for name in ("affine", "bias", "unit_offset", "scale_before_cast"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"qk_norm {name}={getattr(self, name)!r} must be True or False")
+                raise ConfigError(f"qk_norm {name}={shown(getattr(self, name))} must be True or False")
         if self.bias and (self.kind != "layer" or not self.affine):
             raise ConfigError(f"qk_norm bias=True needs kind='layer' and affine=True, got {self!r}")
         if self.unit_offset and not self.affine:
@@ -75,7 +76,9 @@ class QKNormConfig:
             ConfigError: A key is not a field.
         """
         known = [f.name for f in dataclasses.fields(cls)]
-        for name in settings:
+        for name in instance(
+            "settings", settings, Mapping, "a mapping of fields, as to_dict gives it", error=ConfigError
+        ):
             if name not in known:
                 raise ConfigError(f"{name!r} is not a field of {cls.__name__}; its fields are {', '.join(known)}")
         return cls(**settings)

@@ -5,11 +5,12 @@ Field names and their defaults are transformers' (``modeling_rope_utils.py``, 5.
 """
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from hooks.checks import instance, shown
 from hooks.config.rope_spellings import LayerSettings, Reading, rope_readings
 from hooks.errors import ConfigError
 
@@ -117,12 +118,14 @@ class RopeConfig:
     learnable: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.rope_type not in _REQUIRED:
-            raise ConfigError(f"rope_type={self.rope_type!r} is unknown; allowed are {', '.join(sorted(_REQUIRED))}")
+        if not isinstance(self.rope_type, str) or self.rope_type not in _REQUIRED:
+            raise ConfigError(
+                f"rope_type={shown(self.rope_type)} is unknown; allowed are {', '.join(sorted(_REQUIRED))}"
+            )
         for name, value in self._set_fields().items():
             if name not in _USED[self.rope_type]:
                 raise ConfigError(
-                    f"{name}={value!r} is not used by rope_type={self.rope_type!r}, which "
+                    f"{name}={shown(value)} is not used by rope_type={self.rope_type!r}, which "
                     f"reads {', '.join(sorted(_USED[self.rope_type]))}; leave it out or change rope_type"
                 )
             self._check_value(name, value)
@@ -138,15 +141,15 @@ class RopeConfig:
         if name in _RANGES:
             allowed, description = _RANGES[name]
             if not _is_number(value) or not allowed(value):
-                raise ConfigError(f"{name}={value!r} must be {description}")
+                raise ConfigError(f"{name}={shown(value)} must be {description}")
         elif name in ("short_factor", "long_factor"):
             if not isinstance(value, (list, tuple)) or not value or not all(_is_number(x) and x > 0 for x in value):
-                raise ConfigError(f"{name}={value!r} must be a list of numbers above 0, one for each rotated pair")
+                raise ConfigError(f"{name}={shown(value)} must be a list of numbers above 0, one for each rotated pair")
             object.__setattr__(self, name, tuple(value))
         elif name in ("truncate", "interleaved", "learnable") and not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r} must be True or False")
+            raise ConfigError(f"{name}={shown(value)} must be True or False")
         elif name == "precision" and value not in ("float32", "float64"):
-            raise ConfigError(f"precision={value!r} must be 'float32' or 'float64'")
+            raise ConfigError(f"precision={shown(value)} must be 'float32' or 'float64'")
 
     def _check_pairs(self) -> None:
         """Raise for fields that are right alone and wrong together."""
@@ -285,7 +288,10 @@ class RopeConfig:
         Raises:
             ConfigError: A setting is missing, unknown, contradictory or cannot be expressed.
         """
-        readings = [_built(cls, reading) for reading in rope_readings(config)]
+        readings = [
+            _built(cls, reading)
+            for reading in rope_readings(instance("config", config, Mapping, "a parsed config.json", error=ConfigError))
+        ]
         if len(readings) == 2 and readings[0] != readings[1]:
             raise ConfigError(
                 f"rope_scaling says {readings[0]!r} and rope_parameters {readings[1]!r}; remove one of them"
@@ -304,7 +310,9 @@ class RopeConfig:
             ConfigError: A key is not a field.
         """
         known = [f.name for f in dataclasses.fields(cls)]
-        for name in settings:
+        for name in instance(
+            "settings", settings, Mapping, "a mapping of fields, as to_dict gives it", error=ConfigError
+        ):
             if name not in known:
                 raise ConfigError(f"{name!r} is not a field of {cls.__name__}; its fields are {', '.join(known)}")
         return cls(**settings)
@@ -322,4 +330,6 @@ def _built(schedule: type[RopeConfig], reading: Reading) -> "RopeConfig | dict[s
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a finite int or float (and not a bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from hooks.checks import shown
 from hooks.config.rope import RopeConfig
 from hooks.errors import ConfigError
 
@@ -32,7 +33,7 @@ def inherited_rope(cfg: "HookedTransformerConfig", rope: RopeSetting) -> RopeSet
     for schedule in rope.values() if isinstance(rope, Mapping) else [rope]:
         if not isinstance(schedule, RopeConfig | None):
             raise ConfigError(
-                f"rope={rope!r} is neither a RopeConfig nor a mapping from layer type to RopeConfig or None; "
+                f"rope={shown(rope)} is neither a RopeConfig nor a mapping from layer type to RopeConfig or None; "
                 "RopeConfig.from_dict reads a dictionary of settings"
             )
     own = _by_layer_type(cfg)

@@ -1,10 +1,10 @@
 """The rules that the settings of a HookedTransformerConfig keep, alone and together."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from hooks.checks import shown
+from hooks.checks import number, shown
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
 from hooks.errors import ConfigError
@@ -55,6 +55,10 @@ _BOOLEANS = (
     "parallel_attn_mlp",
     "rmsnorm_uses_offset",
     "use_attn_scale",
+    "use_attn_in",
+    "use_attn_result",
+    "use_hook_mlp_in",
+    "use_split_qkv_input",
 )
 # Fields of the parent class that would change the model in a way that this one does not implement.
 _NOT_BUILT = (
@@ -80,15 +84,10 @@ _NOT_BUILT = (
     "vision_num_heads",
     "mm_tokens_per_image",
     "n_devices",
-    "use_attn_in",
-    "use_hook_mlp_in",
     "use_hook_tokens",
 )
 _INSTEAD = {
     "n_devices": "the model lives on one device: model.to(device)",
-    "use_attn_in": "blocks.{i}.hook_resid_pre is what attention's norm reads, and blocks.{i}.attn.hook_q_input (k, v), "
-    "with use_split_qkv_input, what each head reads",
-    "use_hook_mlp_in": "blocks.{i}.hook_resid_mid is what the MLP's norm reads",
     "use_hook_tokens": "edit the tokens before they go in, or blocks.0.hook_resid_pre",
 }
 
@@ -103,29 +102,41 @@ def check_each(settings: Mapping[str, Any]) -> None:
         ConfigError: Naming the setting, its value and what is allowed.
     """
     for name, allowed in _CHOICES.items():
-        if settings[name] not in allowed:
-            raise ConfigError(f"{name}={settings[name]!r} must be one of {', '.join(allowed)}")
+        if not isinstance(settings[name], str) or settings[name] not in allowed:
+            raise ConfigError(f"{name}={shown(settings[name])} must be one of {', '.join(allowed)}")
     for name in _AT_LEAST_ONE:
         value = settings[name]
-        if value is None or (name in ("n_heads", "d_vocab") and value == -1 and not isinstance(value, bool)):
+        unset = name in ("n_key_value_heads", "window_size", "d_mlp") and value is None
+        if unset or (name in ("n_heads", "d_vocab") and type(value) is int and value == -1):
             continue
         most = _AT_MOST.get(name, _WIDEST)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ConfigError(f"{name}={shown(value)} must be a whole number of at least 1, and at most {most:,}")
     for name in _ABOVE_ZERO:
         if settings[name] is not None and not _is_positive(settings[name]):
-            raise ConfigError(f"{name}={settings[name]!r} must be a finite number above 0")
+            raise ConfigError(f"{name}={shown(settings[name])} must be a finite number above 0")
     for name in _ABOVE_ZERO_OR_OFF:
-        if settings[name] != -1 and not _is_positive(settings[name]):
-            raise ConfigError(f"{name}={settings[name]!r} must be a finite number above 0, or -1.0 for none")
+        off = isinstance(settings[name], int | float) and settings[name] == -1
+        if not off and not _is_positive(settings[name]):
+            raise ConfigError(f"{name}={shown(settings[name])} must be a finite number above 0, or -1.0 for none")
+    if number("initializer_range", settings["initializer_range"], error=ConfigError) != -1:  # −1 is GPT-2's
+        number("initializer_range", settings["initializer_range"], at_least=0, error=ConfigError)
+    for name in ("layer_types", "nope_layers", "alibi_slopes"):
+        unset = settings[name] is None and name != "nope_layers"
+        if not unset and not isinstance(settings[name], list | tuple | range):
+            raise ConfigError(f"{name}={shown(settings[name])} must be a list or a tuple")
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in settings["nope_layers"] or ()):
+        raise ConfigError(f"nope_layers={shown(settings['nope_layers'])} must be whole numbers")
+    if any(isinstance(slope, bool) or not isinstance(slope, int | float) for slope in settings["alibi_slopes"] or ()):
+        raise ConfigError(f"alibi_slopes={shown(settings['alibi_slopes'])} must be numbers")
     for name in _BOOLEANS:
         if not isinstance(settings[name], bool):
-            raise ConfigError(f"{name}={settings[name]!r} must be True or False")
+            raise ConfigError(f"{name}={shown(settings[name])} must be True or False")
 
 
 def _is_positive(value: Any) -> bool:
     """Whether a value is a finite number above 0."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def check_together(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -174,9 +185,9 @@ def _check_layers(settings: Mapping[str, Any]) -> None:
     """Rules on layer_types, window_size and nope_layers."""
     n_layers, layer_types = settings["n_layers"], settings["layer_types"]
     if layer_types is not None:
-        unknown = [name for name in layer_types if name not in LAYER_TYPES]
+        unknown = [name for name in layer_types if not isinstance(name, str) or name not in LAYER_TYPES]
         if unknown:
-            raise ConfigError(f"layer_types has {unknown[0]!r}; allowed are {', '.join(LAYER_TYPES)}")
+            raise ConfigError(f"layer_types has {shown(unknown[0])}; allowed are {', '.join(LAYER_TYPES)}")
         if len(layer_types) != n_layers:
             raise ConfigError(
                 f"layer_types has {len(layer_types)} values; n_layers={n_layers} needs one for each layer"
@@ -185,7 +196,7 @@ def _check_layers(settings: Mapping[str, Any]) -> None:
             raise ConfigError("layer_types has 'sliding_attention', which needs window_size")
     nope = settings["nope_layers"]
     if any(layer not in range(n_layers) for layer in nope) or len(set(nope)) != len(nope):
-        raise ConfigError(f"nope_layers={nope!r} must be different layers from 0 to {n_layers - 1}")
+        raise ConfigError(f"nope_layers={shown(nope)} must be different layers from 0 to {n_layers - 1}")
 
 
 def _check_rope(settings: Mapping[str, Any]) -> None:
@@ -205,7 +216,7 @@ def _check_rope(settings: Mapping[str, Any]) -> None:
         if each is None:
             continue
         if not isinstance(each, RopeConfig):
-            raise ConfigError(f"{name}={each!r} must be a RopeConfig or None (for a dict, RopeConfig.from_dict)")
+            raise ConfigError(f"{name}={shown(each)} must be a RopeConfig or None (for a dict, RopeConfig.from_dict)")
         each.check_complete(settings["d_head"])
     if all(each is None for each in ropes.values()) and settings["nope_layers"]:
         raise ConfigError(
@@ -216,7 +227,7 @@ def _check_rope(settings: Mapping[str, Any]) -> None:
 def _check_norms(settings: Mapping[str, Any]) -> None:
     """Rules on norms, clipping and positions."""
     if settings["qk_norm"] is not None and not isinstance(settings["qk_norm"], QKNormConfig):
-        raise ConfigError(f"qk_norm={settings['qk_norm']!r} must be a QKNormConfig or None")
+        raise ConfigError(f"qk_norm={shown(settings['qk_norm'])} must be a QKNormConfig or None")
     if settings["clip_qkv"] is not None and settings["clip_position"] == "norm" and settings["qk_norm"] is None:
         raise ConfigError("clip_position='norm' needs qk_norm; without one use 'projection'")
     if settings["norm_bias"] and (settings["normalization_type"] != "LN" or not settings["norm_affine"]):

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from hooks.checks import choice
 from hooks.config.transformer import HookedTransformerConfig
 
 STEP_OUTPUT = {"clip": "hook_{}_clipped", "norm": "hook_{}_normed", "rope": "hook_rot_{}"}
@@ -9,6 +10,7 @@ STEP_OUTPUT = {"clip": "hook_{}_clipped", "norm": "hook_{}_normed", "rope": "hoo
 
 def attention_steps(cfg: HookedTransformerConfig, layer: int, tensor: Literal["q", "k", "v"]) -> tuple[str, ...]:
     """The steps between projection and score that `layer` applies to q, k or v, in order: clip, norm, rope."""
+    tensor = choice("tensor", tensor, ("q", "k", "v"))
     clips = cfg.clip_qkv is not None
     if tensor == "v":
         return ("clip",) if clips else ()

@@ -16,12 +16,14 @@ from typing import Any, Literal, NoReturn, Self
 import torch
 from transformer_lens.config import TransformerBridgeConfig, TransformerLensConfig
 
+from hooks.checks import instance, whole
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.comparing import differing_settings
-from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags
+from hooks.config.lens_flags import FLAGS, apply_flags, check_flags, read_flags, said_elsewhere
+from hooks.config.placing import computing_dtype, device_name
 from hooks.config.qk_norm import QKNormConfig
 from hooks.config.rope import RopeConfig
-from hooks.config.rules import LAYER_TYPES, check_each, check_together, refuse
+from hooks.config.rules import LAYER_TYPES, check_each, check_together
 from hooks.errors import ConfigError, NarrowRotaryWarning
 
 __all__ = ["HookedTransformerConfig", "LayerRopes", "QKNormConfig", "RopeConfig"]
@@ -193,8 +195,6 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         return list(dict.fromkeys(rope for rope in ropes if rope is not None))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("use_attn_in", "use_hook_mlp_in") and value is not False and self.__dict__.get("_ready", False):
-            refuse(name, value)
         if not self.__dict__.get("_ready", False) or name in self._BRIDGE_MANAGED_HOOK_FLAGS:
             super().__setattr__(name, value)
         elif name in _SETTINGS or name in FLAGS:
@@ -256,6 +256,16 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
 
     @property
+    def d_vocab_out(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of logits, ``d_vocab`` where it was left out (−1)."""
+        given = self.__dict__["d_vocab_out"]
+        return self.d_vocab if given == -1 else given
+
+    @d_vocab_out.setter
+    def d_vocab_out(self, value: int) -> None:
+        self.__dict__["d_vocab_out"] = value
+
+    @property
     def softcap(self) -> float | None:
         """Bound of the scores, c·tanh(s/c); None = none."""
         return self.attn_scores_soft_cap if self.attn_scores_soft_cap > 0 else None
@@ -269,7 +279,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
 
     def _check_layer(self, layer: int) -> None:
         """Raise for a layer that is not there."""
-        if not 0 <= layer < self.n_layers:
+        if whole("layer", layer, error=ConfigError) not in range(self.n_layers):
             raise ConfigError(f"layer {layer} does not exist; this model has layers 0 to {self.n_layers - 1}")
 
     def __eq__(self, other: object) -> bool:
@@ -305,7 +315,7 @@ class HookedTransformerConfig(TransformerBridgeConfig):
         Raises:
             ConfigError: A key is unknown or a value is wrong.
         """
-        settings = dict(config_dict)
+        settings = dict(instance("config_dict", config_dict, Mapping, "what to_dict gave", error=ConfigError))
         rope, qk_norm = settings.get("rope"), settings.get("qk_norm")
         if isinstance(rope, Mapping):
             settings["rope"] = _rope_from_dict(rope)
@@ -340,7 +350,7 @@ _POSITIONAL = ("d_model", "d_head", "n_layers", "n_ctx", "n_heads", "d_vocab")
 def _unknown(name: str) -> NoReturn:
     """Raise for a name that is neither a setting nor a flag."""
     near = difflib.get_close_matches(name, [*_SETTINGS, *FLAGS], n=3)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    hint = said_elsewhere(name) or (f"; did you mean {', '.join(near)}?" if near else "")
     raise ConfigError(f"{name!r} is not a setting of HookedTransformerConfig{hint}")
 
 
@@ -374,14 +384,8 @@ def _normalise(settings: dict[str, Any]) -> None:
     if isinstance(settings["rope"], Mapping):
         settings["rope"] = LayerRopes(settings["rope"])
     settings["provenance"] = dict(settings["provenance"] or {})
-    settings["dtype"] = _dtype(settings["dtype"])
+    settings["dtype"] = computing_dtype(settings["dtype"])
     if settings["device"] is not None:
-        settings["device"] = str(settings["device"])
-
-
-def _dtype(value: Any) -> torch.dtype:
-    """A torch dtype from itself or its name."""
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if not isinstance(found, torch.dtype):
-        raise ConfigError(f"dtype={value!r} is not a torch dtype; use torch.float32, 'float32', 'bfloat16', …")
-    return found
+        settings["device"] = device_name(settings["device"])
+    if settings["seed"] is not None:
+        settings["seed"] = whole("seed", settings["seed"], at_least=-(2**63), at_most=2**63 - 1, error=ConfigError)

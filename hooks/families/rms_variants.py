@@ -13,7 +13,7 @@ from hooks.families.readers import (
     stacked_gate_up,
     weights,
 )
-from hooks.families.rms import MISTRAL
+from hooks.families.rms import GLM4, MISTRAL
 from hooks.families.rotation import RopeReader
 from hooks.families.settings import Settings
 
@@ -133,21 +133,13 @@ HELIUM = Family(
     weights=weights(PRE_NORMS),
     rope=RopeReader(interleaved=True),
 )
-GLM = Family(
+# GLM-4 came after it, and put a second norm behind attention and MLP.
+GLM = replace(
+    GLM4,
     model_type="glm",
     source="configuration_glm.py",
     fixed=RMS,
-    settings={**RMS_SIZES, "d_head": "head_dim", "attn_bias": "attention_bias"},
-    defaults={
-        **_DEFAULTS,
-        "rms_norm_eps": 1.5625e-07,
-        "num_key_value_heads": 2,
-        "head_dim": 128,
-        "attention_bias": True,
-        "partial_rotary_factor": 0.5,
-    },
     weights=weights(PRE_NORMS, stacked_gate_up("mlp.gate_up_proj")),
-    rope=RopeReader(share="partial_rotary_factor", interleaved=True),
 )
 # The language model inside the multimodal checkpoints; images are not read.
 MISTRAL3 = replace(

@@ -79,8 +79,9 @@ def attend_fused(
     sliding = spec.window is not None and spec.window < max(place.query_start + n_queries, n_keys)
     # is_causal lines up the first query with the first key: wrong with an offset.
     one_text = place.key_mask is None and place.documents is None
-    if one_text and not sliding and (place.query_start == 0 or not spec.causal):
-        return fused_kernel(q, k, v, spec.scale, causal=spec.causal)
+    last = n_queries == 1 and place.query_start == n_keys - 1  # a step of generation: it sees every key
+    if one_text and not sliding and (place.query_start == 0 or last or not spec.causal):
+        return fused_kernel(q, k, v, spec.scale, causal=spec.causal and not last)
 
     @lru_cache(maxsize=1)
     def shared_mask(height: int, width: int, ahead: int) -> Tensor | None:

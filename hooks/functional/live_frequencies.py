@@ -18,7 +18,8 @@ def unlike_schedule(
     """How far live frequencies are from every schedule, for those that are.
 
     ``model.to(torch.bfloat16)`` rounds the frequencies of a transformers model for good, a cast back included; a model
-    that was loaded in bfloat16 keeps them in float32.
+    that was loaded in bfloat16 keeps them in float32. A schedule that adapts to the length of the text changes its
+    frequencies as it runs; what it keeps of them to come back to, ``…original_inv_freq``, is looked at instead.
 
     Args:
         buffers: (name, tensor), as ``model.named_buffers()`` gives them; only those called ``…inv_freq`` count.
@@ -29,10 +30,16 @@ def unlike_schedule(
         The largest relative error of a frequency against the schedule that fits best, by buffer; of a buffer that has
         another number of pairs than every schedule, nothing is said.
     """
+    schedules, held = list(schedules), dict(buffers)
     expected = [inv_freq(rope, d_head)[0] for rope in schedules]
+    adapts = any(rope.rope_type in ("dynamic", "longrope") for rope in schedules)
     found = {}
-    for name, live in buffers:
-        if not name.endswith("inv_freq") or "original" in name or live.ndim != 1:
+    for name, live in held.items():
+        if not name.endswith("inv_freq") or name.endswith("original_inv_freq"):
+            continue
+        if adapts:
+            live = held.get(f"{name.removesuffix('inv_freq')}original_inv_freq", live)
+        if live.ndim != 1:
             continue
         same_size = [each for each in expected if each.shape == live.shape]
         apart = [float(((live.cpu().double() - each) / each).abs().nan_to_num(0.0).max()) for each in same_size]

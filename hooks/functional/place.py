@@ -46,6 +46,21 @@ class Place:
             _part(self.key_positions, keys, 0, device),
         )
 
+    def texts(self, n_queries: int, n_keys: int, device: torch.device) -> Int[Tensor, "*batch query"] | None:
+        """Which document of its row each query is in, counted from 0, −1 where it is padding.
+
+        None where keys stand before the queries, so that the rest of their text is not among them.
+        """
+        if n_queries != n_keys:
+            return None
+        numbers = torch.arange(n_keys, device=device)
+        if self.documents is None:
+            numbers = torch.zeros_like(numbers)
+        else:
+            starts = self.documents.to(device).contiguous()
+            numbers = torch.searchsorted(starts, numbers.expand(*starts.shape[:-1], -1).contiguous(), right=True) - 1
+        return numbers if self.key_mask is None else numbers.where(self.key_mask.bool(), -1)
+
 
 FROM_START = Place()
 

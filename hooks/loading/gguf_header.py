@@ -174,8 +174,20 @@ class _Reader:
             places.append((offset, offset + size, name))
             data = np.asarray(self.data[start + offset : start + offset + size])
             found[name] = StoredTensor(name, shape, kind, data.reshape(*shape[:-1], -1), start + offset)
-        places.sort()
-        for (_, end, one), (begin, _, other) in pairwise(places):
+        self._check_places(sorted(places), start, alignment)
+        return found
+
+    def _check_places(self, places: list[tuple[int, int, str]], start: int, alignment: int) -> None:
+        """Raise unless each tensor begins where the one before it ended, and the file ends with the last.
+
+        So llama.cpp reads files: a gap is what a changed type or shape leaves, and bytes after the last tensor are what
+        a header leaves that has become longer.
+        """
+        for (_, end, one), (begin, _, other) in pairwise([(0, 0, "the header"), *places]):
             if begin < end:
                 raise _DamagedError(f"tensors {one!r} and {other!r} share bytes")
-        return found
+            if begin != -(-end // alignment) * alignment:
+                raise _DamagedError(f"bytes between {one!r} and {other!r} belong to no tensor")
+        end = start + max((end for _, end, _ in places), default=0)
+        if len(self.buffer) > -(-end // alignment) * alignment:
+            raise _DamagedError(f"{len(self.buffer) - end:,} bytes after the last tensor belong to none")

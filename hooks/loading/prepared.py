@@ -21,7 +21,8 @@ from pathlib import Path
 import platformdirs
 from safetensors.torch import save_file
 
-from hooks.errors import OutputError, WeightError
+from hooks.errors import OutputError, RopescopeError, WeightError
+from hooks.loading.files import read_json
 from hooks.loading.gguf import read_gguf
 from hooks.loading.tokenizers import save_gguf_tokenizer
 
@@ -127,6 +128,19 @@ def is_whole(directory: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return True
+
+
+def prepared_provenance(directory: Path) -> dict[str, str] | None:
+    """What the marker of a prepared model knows and its config.json cannot say; None where there is no marker of ours.
+
+    A file of that name that says something else is somebody's own, and its directory like any other.
+    """
+    try:
+        provenance = read_json(directory / MARKER).get("provenance")
+    except RopescopeError:
+        return None
+    ours = isinstance(provenance, dict) and all(isinstance(said, str) for said in provenance.values())
+    return provenance if ours else None
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Read a model from wherever it is: a live transformers model, a directory, the Hub, a GGUF file, or a known name."""
 
 import difflib
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from transformers import PreTrainedModel
 
 from hooks import checks
 from hooks.config.transformer import HookedTransformerConfig
-from hooks.errors import ConfigError, UnknownModelError, WeightError
+from hooks.errors import ConfigError, RotationWarning, UnknownModelError, WeightError
 from hooks.families.family import Family
 from hooks.families.table import family_of
+from hooks.functional.live_frequencies import unlike_schedule
 from hooks.loading.files import check_regular, kind_of, read_json
 from hooks.loading.gguf import describe_gguf
 from hooks.loading.precision import FLOATING, stored_dtype, widest
-from hooks.loading.prepared import KNOWN_MODELS, MARKER, prepared_model
+from hooks.loading.prepared import KNOWN_MODELS, prepared_model, prepared_provenance
 from hooks.loading.tensor_files import read_safetensors
 from hooks.loading.tokenizers import directory_tokenizer, gguf_tokenizer, prepared_tokenizer, prepends_bos
 from hooks.loading.weight_files import StoredTensors, WeightFile
@@ -117,7 +119,7 @@ def place_of(source: str | Path) -> Path:
 def asked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A floating torch dtype, by itself or by name."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if dtype is not None and found not in FLOATING:
+    if dtype is not None and not (isinstance(found, torch.dtype) and found in FLOATING):
         raise ConfigError(
             f"dtype={checks.shown(dtype)} is no type to compute in; use float32, bfloat16, float16 or float64"
         )
@@ -129,9 +131,9 @@ def _device(device: torch.device | str | None) -> torch.device | str | None:
     try:
         if device is not None:
             torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"device={device!r} does not work here ({reason}); use cpu, or None") from error
+        raise ConfigError(f"device={checks.shown(device)} does not work here ({reason}); use cpu, or None") from error
     return device
 
 
@@ -196,7 +198,30 @@ def _from_live(source: nn.Module, **options: Any) -> Checkpoint:
         options["device"] = next(iter(weights.values())).device
     options["dtype"] = options["dtype"] or widest(parameter.dtype for parameter in source.parameters())
     name = source.config._name_or_path or kind
-    return _describe(source.config.to_dict(), weights, f"the given {kind}", name, **options)
+    found = _describe(source.config.to_dict(), weights, f"the given {kind}", name, **options)
+    _warn_of_rounded_frequencies(source, found.cfg)
+    return found
+
+
+def _warn_of_rounded_frequencies(source: nn.Module, cfg: HookedTransformerConfig) -> None:
+    """Warn where a live model would turn q and k otherwise than the model that is made of its config and weights.
+
+    Frequencies are no weights: they follow from the config, which is what the model was trained with. So the model that
+    is loaded is right, and only the live one is off; it is not refused.
+    """
+    schedules = cfg.rope.values() if isinstance(cfg.rope, Mapping) else [cfg.rope]  # also of types that no layer has
+    ropes = [rope for rope in schedules if rope is not None]
+    wrong = unlike_schedule(source.named_buffers(), ropes, cfg.d_head)
+    if wrong:
+        name, error = max(wrong.items(), key=lambda each: each[1])
+        warnings.warn(
+            f"the given {type(source).__name__} holds frequencies ({name}) that are off by {error:.1e} from those of "
+            "its config, as a cast of the whole model to a narrower type leaves them. The model made of it rotates as "
+            "the config says, so the further into a text, the more their logits differ. To have both right, load it in "
+            "that type (transformers' from_pretrained(dtype=…)); to study it as it is, HookedTransformer.attach(model)",
+            RotationWarning,
+            stacklevel=4,
+        )
 
 
 def _wrapped(source: nn.Module) -> str:
@@ -222,7 +247,8 @@ def _from_directory(directory: Path, name: str, **options: Any) -> Checkpoint:
     weights, places = read_safetensors(directory)
     stored = StoredTensors(places)
     found = {"read": stored.read, "files": stored.files, **options}
-    if not (directory / MARKER).exists():
+    provenance = prepared_provenance(directory)
+    if provenance is None:
         return _describe(hf, weights, str(directory), name, tokenizer=directory_tokenizer(directory), **found)
     # A prepared model was checked when it was made; its marker knows what its config.json cannot.
     return _describe(
@@ -231,7 +257,7 @@ def _from_directory(directory: Path, name: str, **options: Any) -> Checkpoint:
         str(directory),
         name,
         tokenizer=prepared_tokenizer(directory),
-        provenance=read_json(directory / MARKER)["provenance"],
+        provenance=provenance,
         check_finite=False,
         **found,
     )
@@ -288,8 +314,8 @@ def _hub_errors_named(hub_id: str) -> Iterator[None]:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnknownModelError(
-            f"cannot fetch {hub_id!r} from the Hub ({reason}); check the id and the network, log in if it is gated, or "
-            f"pass a local directory or one of {', '.join(KNOWN_MODELS)}"
+            f"cannot fetch {checks.shown(hub_id)} from the Hub ({reason[:300]}); check the id and the network, log in "
+            f"if it is gated, or pass a local directory or one of {', '.join(KNOWN_MODELS)}"
         ) from error
 
 

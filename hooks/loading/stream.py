@@ -5,10 +5,10 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from threading import RLock
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -226,6 +226,44 @@ class WeightStream:
         shape = self._units[unit_of(name)][name].shape
         empty = torch.empty(shape, dtype=self._cfg.dtype, device="meta")
         self._put(name, nn.Parameter(empty, requires_grad=False))
+
+
+class StreamedWeights(nn.Module):
+    """The part of a model that may have its weights from a stream."""
+
+    stream: WeightStream | None = None  # gives the weights as they are used, where they are not held
+    if TYPE_CHECKING:
+
+        @property
+        def device(self) -> torch.device:
+            """Where the weights are."""
+            ...
+
+        @property
+        def dtype(self) -> torch.dtype:
+            """Type of the weights."""
+            ...
+
+    def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
+        """Have a block's weights in memory inside the ``with`` block, also of a model that streams them.
+
+        Args:
+            layer: which block.
+            parts: all that is needed of it, as beginnings of parameters' names ("attn.o_proj"); empty is everything.
+        """
+        return nullcontext() if self.stream is None else self.stream.resident(f"blocks.{layer}", parts)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What `to`, `float`, `cuda` and the like do; of a streamed model nothing can be moved or cast."""
+        if self.stream is None:
+            return super()._apply(fn, recurse)
+        here = torch.empty(0, dtype=self.dtype, device=self.device)
+        if (there := fn(here)).dtype != here.dtype or there.device != here.device:
+            raise ConfigError(
+                f"the weights of this model are streamed, as {here.dtype} on {here.device}: load it anew with "
+                "from_pretrained(…, dtype=, device=)"
+            )
+        return self
 
 
 def unit_of(parameter: str) -> str:

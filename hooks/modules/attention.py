@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -17,7 +16,16 @@ from hooks.functional.place import FROM_START, Place
 from hooks.functional.rope import rotate
 from hooks.modules.hook_point import HookPoint, run_hooks
 from hooks.modules.qk_norm import QKNorm
+from hooks.modules.watching import show_to_watchers
 from hooks.modules.weight_views import AttentionWeights, scaled
+
+
+class PastKeys(Protocol):
+    """Keys and values of the tokens before those of this pass."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Place]:
+        """Keys and values of one layer behind those that it keeps, and where they and the queries stand."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,14 @@ class AttentionContext:
         rotations: cos and sin per layer type, each ``[batch pos pair]``.
         key_mask: False where a key is padding; None when nothing is.
         documents: where the documents begin that are packed into each row; None when each is one text.
+        past: what the layers keep of the tokens before; None when there are none.
     """
 
     positions: Int[Tensor, "batch pos"]
     rotations: Mapping[str, tuple[Tensor, Tensor]]
     key_mask: Bool[Tensor, "batch pos"] | None = None
     documents: Int[Tensor, "batch document"] | None = None
+    past: PastKeys | None = None
 
 
 class Attention(AttentionWeights, nn.Module):
@@ -77,7 +87,9 @@ class Attention(AttentionWeights, nn.Module):
     def _add_hook_points(self) -> None:
         """One point per tensor that this layer really has."""
         self.steps = {t: attention_steps(self.cfg, self.layer, t) for t in ("q", "k", "v")}
-        names = [f"hook_{t}_input" for t in self.steps]
+        # A copy of the stream for each head feeds q, k and v only where each head has keys and values of its own.
+        names = ["hook_attn_in"] if self.cfg.n_kv_heads == self.cfg.n_heads else []
+        names += [f"hook_{t}_input" for t in self.steps]
         names += [f"hook_{t}" for t in self.steps]
         names += [STEP_OUTPUT[step].format(t) for t, steps in self.steps.items() for step in steps]
         names += ["hook_attn_scores", "hook_pattern", "hook_attn_scores_rows", "hook_pattern_rows"]
@@ -87,7 +99,8 @@ class Attention(AttentionWeights, nn.Module):
     @property
     def spec(self) -> AttentionSpec:
         """How this layer turns q and k into a pattern, its learned sinks included."""
-        return replace(self.cfg.attention_spec(self.layer), sinks=self.sinks)
+        spec = self.cfg.attention_spec(self.layer)
+        return spec if self.sinks is None else replace(spec, sinks=self.sinks)
 
     def forward(
         self,
@@ -105,8 +118,11 @@ class Attention(AttentionWeights, nn.Module):
         inputs = {"q": x, "k": x, "v": x, **(split_inputs or {})}
         q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
         at, documents = context.positions, context.documents
-        place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
-        z = self.hook_z(attend_hooked(self, q, k, v, self.spec, place))
+        if context.past is None:
+            place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
+        else:
+            k, v, place = context.past.extend(self.layer, k, v)
+        z = past_z(self.hook_z, attend_hooked(self, q, k, v, self.spec, place), place, k.shape[1])
         if self.hook_result.has_hooks():
             per_head = torch.einsum("bphd,hdm->bphm", z, self.W_O)
             out = self.hook_result(per_head).sum(2)
@@ -133,7 +149,7 @@ class Attention(AttentionWeights, nn.Module):
     def _project(self, tensor: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
         """q, k or v of a shared input, or of one input per head."""
         if x.ndim == 3:
-            return rearrange(getattr(self, f"{tensor}_proj")(x), "b p (h d) -> b p h d", d=self.cfg.d_head)
+            return getattr(self, f"{tensor}_proj")(x).unflatten(-1, (-1, self.cfg.d_head))
         weight, bias = getattr(self, f"W_{tensor.upper()}"), getattr(self, f"b_{tensor.upper()}")
         return torch.einsum("bphm,hmd->bphd", x, weight) + bias
 
@@ -145,7 +161,7 @@ class Attention(AttentionWeights, nn.Module):
 
 
 class AttendingPoints(Protocol):
-    """The points of scores and pattern, whole and by rows."""
+    """The points of scores and pattern, whole and by rows, of a layer's attention module."""
 
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
@@ -177,6 +193,7 @@ def attend_hooked(
         **where: fields of `Place`, given one by one.
     """
     place = replace(place, **where)
+    show_to_watchers(cast(nn.Module, points), q, k, spec, place)
     if points.hook_attn_scores.has_hooks() or points.hook_pattern.has_hooks():
         queries, keys = place.plain().positions(slice(0, q.shape[1]), slice(0, k.shape[1]), q.device)
         for point in (points.hook_attn_scores, points.hook_pattern):
@@ -186,6 +203,15 @@ def attend_hooked(
         return attend_fused(q, k, v, spec, place)
     on_scores, on_pattern = _rows_hook(points.hook_attn_scores_rows), _rows_hook(points.hook_pattern_rows)
     return attend_rows(q, k, v, spec, place, on_scores=on_scores, on_pattern=on_pattern)
+
+
+def past_z(
+    point: HookPoint, z: Float[Tensor, "batch query head d_head"], place: Place, n_keys: int
+) -> Float[Tensor, "batch query head d_head"]:
+    """Lead z past its point; hooks there find in ``hook.ctx["texts"]`` which tokens are one text (`Place.texts`)."""
+    if point.has_hooks():
+        point.ctx["texts"] = place.texts(z.shape[1], n_keys, z.device)
+    return point(z)
 
 
 def _rows_hook(point: HookPoint) -> RowsHook | None:

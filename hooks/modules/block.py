@@ -45,6 +45,7 @@ class Block(nn.Module):
 
     hook_out_is_single_residual_stream = True  # which TransformerLens' logit lens asks for
     hook_resid_mid: HookPoint | None
+    hook_mlp_in: HookPoint
     hook_mlp_out: HookPoint
 
     def __init__(self, cfg: HookedTransformerConfig, layer: int, device: torch.device | str | None = None):
@@ -66,6 +67,7 @@ class Block(nn.Module):
         self.mlp = MLP(cfg, device) if has_mlp else None
         self.ln2_post = norm(after and has_mlp)
         if has_mlp:
+            self.hook_mlp_in = HookPoint()
             self.hook_mlp_out = HookPoint()
         self.hook_resid_post = HookPoint()
 
@@ -79,20 +81,37 @@ class Block(nn.Module):
         if self.mlp is None:
             return self.hook_resid_post(resid + attn_out)
         mlp_in = resid if self.hook_resid_mid is None else self.hook_resid_mid(resid + attn_out)
-        normed = attn_in if self.shared_norm else self.ln2(mlp_in)
-        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(normed)))
+        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self._mlp_input(mlp_in, attn_in))))
         if self.parallel:
             return self.hook_resid_post(resid + attn_out + mlp_out)
         return self.hook_resid_post(mlp_in + mlp_out)
 
+    def _mlp_input(
+        self, resid: Float[Tensor, "batch pos d_model"], attn_in: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What the MLP reads of the stream: normed, and where ``hook_mlp_in`` is watched of a copy of its own."""
+        if not self.hook_mlp_in.has_hooks():
+            return attn_in if self.shared_norm else self.ln2(resid)
+        copied = self.hook_mlp_in(resid.clone())
+        if not self.shared_norm:
+            return self.ln2(copied)
+        return self.ln1(copied, hooked=False) if isinstance(self.ln1, Norm) else copied
+
     def _split_inputs(self, resid: Float[Tensor, "batch pos d_model"]) -> dict[str, Tensor]:
-        """ln1 of a copy of the stream per head, for those of q, k and v whose ``hook_{q,k,v}_input`` is watched."""
-        cfg, split = self.attn.cfg, {}
+        """ln1 of a copy of the stream per head, for those of q, k and v whose own, or common, copies are watched."""
+        cfg, split, common = self.attn.cfg, {}, None
+        point = getattr(self.attn, "hook_attn_in", None)
+        if point is not None and point.has_hooks():
+            common = point(resid.unsqueeze(2).repeat(1, 1, cfg.n_heads, 1))
         for tensor, heads in (("q", cfg.n_heads), ("k", cfg.n_kv_heads), ("v", cfg.n_kv_heads)):
             point = getattr(self.attn, f"hook_{tensor}_input")
             if point.has_hooks():
-                copies = point(resid.unsqueeze(2).repeat(1, 1, heads, 1))
-                split[tensor] = self.ln1(copies, hooked=False) if isinstance(self.ln1, Norm) else copies
+                copies = point(resid.unsqueeze(2).repeat(1, 1, heads, 1) if common is None else common.clone())
+            elif common is not None:
+                copies = common
+            else:
+                continue
+            split[tensor] = self.ln1(copies, hooked=False) if isinstance(self.ln1, Norm) else copies
         return split
 
     @property

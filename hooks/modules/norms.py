@@ -45,6 +45,16 @@ class Norm(nn.Module):
         """What each normalised feature is multiplied by, offset included; 1 without a gain."""
         return 1.0 if self.weight is None else self.offset + self.weight
 
+    @property
+    def w(self) -> Float[Tensor, " d_model"] | None:
+        """The gain as it is stored, which is TransformerLens' name for it: without the offset, None without a gain."""
+        return self.weight
+
+    @property
+    def b(self) -> Float[Tensor, " d_model"] | None:
+        """LayerNorm's β under TransformerLens' name, None without one."""
+        return self.bias
+
     def centred(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """What is squared and divided: x − mean(x) for LayerNorm, x for RMSNorm."""
         return x - x.mean(-1, keepdim=True) if self.cfg.normalization_type == "LN" else x

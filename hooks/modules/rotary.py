@@ -1,7 +1,7 @@
 """cos and sin of one schedule as a module with hook points."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hooks.config.rope import RopeConfig
 from hooks.functional.float64 import float64_device
-from hooks.functional.rope import attention_factor, inv_freq, length_dependent
+from hooks.functional.rope import attention_factor, inv_freq, length_dependent, same_frequencies
 from hooks.modules.hook_point import HookPoint
 
 
@@ -73,3 +73,20 @@ class Rotary(nn.Module):
     def extra_repr(self) -> str:
         """The schedule, in the module's repr."""
         return f"{self.rope!r}, d_head={self.d_head}"
+
+
+def rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:
+    """Whether a parameter is learned frequencies, and the new schedule starts from others than the own one did.
+
+    Args:
+        parameter: its name in the model.
+        own: the rotations that it belongs to, by layer type.
+        new: those of the other model.
+    """
+    if not parameter.startswith("rotary."):
+        return False
+    layer_type = parameter.split(".")[1]
+    if layer_type not in new:
+        return False
+    before, after = (cast(Rotary, rotary[layer_type]) for rotary in (own, new))
+    return not same_frequencies(before.rope, after.rope, after.d_head)

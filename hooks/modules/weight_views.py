@@ -36,6 +36,29 @@ def _bias(linear: nn.Linear) -> Float[Tensor, " out"]:
     return weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 
+class Embedding(nn.Embedding):
+    """Token embedding, whose weight is W_E."""
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
+        """Token embedding, before ``cfg.embed_scale``."""
+        return present(self.weight)
+
+
+class Unembedding(nn.Linear):
+    """Unembedding, whose weight is W_U transposed."""
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
+        """Unembedding, before ``cfg.logit_scale`` and without the final norm's gain."""
+        return present(self.weight).T
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
+        """Unembedding bias, zeros where the model has none."""
+        return _bias(self)
+
+
 class AttentionWeights:
     """W_Q, W_K, W_V, W_O and their biases on an attention module; kv heads are not expanded."""
 

@@ -46,12 +46,13 @@ def hooks(
     }
     infos = loaded.registry.infos.values()
     rows = [
-        (name, ", ".join(map(_leaf, info.aliases)), info.axes, _shape(info.axes, sizes), info.fires, info.meaning)
+        (name, _aliases(info), info.axes, _shape(info.axes, sizes), info.fires, info.meaning)
         for name, info in _layers_merged(infos, layer)
     ]
     _print_table(f"hook points of {model}", ("name", "aliases", "axes", "shape", "fires", "what it holds"), rows)
     typer.echo(
-        "An alias stands in the place of the name's last part. Names, aliases and globs work wherever a hook is named."
+        "An alias of one word stands in the place of the name's last part. Names, aliases and globs work wherever a "
+        "hook is named."
     )
 
 
@@ -107,9 +108,11 @@ def _template(name: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "blocks.{i}.", name)
 
 
-def _leaf(name: str) -> str:
-    """The last part of a name."""
-    return name.rsplit(".", 1)[-1]
+def _aliases(info: "HookInfo") -> str:
+    """The last part of each alias where it stands in the place of the name's; all of one that lies elsewhere."""
+    module = info.name.rpartition(".")[0]
+    parts = [alias.rpartition(".") for alias in info.aliases]
+    return ", ".join(leaf if where == module else _template(f"{where}.{leaf}") for where, _, leaf in parts)
 
 
 def _shape(axes: str, sizes: dict[str, int | None]) -> str:

@@ -71,6 +71,7 @@ def digest(table: Table) -> str:
 # Coordinates that mean the same in every result.
 COORDINATES: dict[str, dict[str, str]] = {
     "layer": {"units": "", "description": "layer index"},
+    "step": {"units": "", "description": "training step, from 0"},
     "head": {"units": "", "description": "query head"},
     "query": {"units": "token", "description": "position of the query"},
     "key": {"units": "token", "description": "position of the key"},
@@ -87,6 +88,8 @@ COORDINATES: dict[str, dict[str, str]] = {
     "score_bin_left": {"units": "score", "description": "left edge of the bin, included"},
     "score_bin_right": {"units": "score", "description": "right edge of the bin, excluded"},
     "stage": {"units": "", "description": "q and k before or after a step"},
+    "length": {"units": "token", "description": "tokens in all"},
+    "depth": {"units": "1", "description": "where the needle is, from 0 (begin) to 1 (end of the haystack)"},
     "pair": {"units": "", "description": "frequency pair, from the fastest to the slowest"},
     "shift": {"units": "token", "description": "added to every position"},
     "q": {"units": "1", "description": "share of the scores below"},

@@ -46,6 +46,12 @@ def check_tensors(q: Any, k: Any, v: Any, w_o: Any, spec: Any) -> None:
     check_finite(rows="head", w_o=None if w_o is None else w_o.flatten(1))
 
 
+def check_progress(progress: Any) -> None:
+    """A function, or None."""
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress={checks.shown(progress)}: give a function of rows done and rows in total")
+
+
 def _check_sequence(name: str, x: Any) -> None:
     """A tensor [position head d_head] that holds numbers."""
     if not isinstance(x, Tensor):
@@ -74,7 +80,7 @@ def _check_projection(w_o: Any, v: Tensor | None, heads: int) -> None:
 def checked_start(query_start: int | None, q: Tensor, k: Tensor, spec: AttentionSpec) -> int:
     """Index of the first query among the keys: 0 where queries and keys are the same tokens, else as given."""
     if query_start is not None:
-        return checks.whole("query_start", query_start, at_least=0)
+        return checks.whole("query_start", query_start, at_least=0, at_most=2**53)
     if len(q) != len(k) and (spec.causal or spec.window is not None):
         raise InputError(
             f"{len(q):,} queries and {len(k):,} keys: give query_start, the index of the first query among the keys "

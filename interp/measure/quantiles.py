@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.measure.schema import SCORE_QUANTILE
 
@@ -25,10 +26,8 @@ def score_quantile(ds: xr.Dataset, q: float | Sequence[float]) -> xr.DataArray:
     Raises:
         InputError: a level outside 0 … 1, or a Dataset without the histogram.
     """
-    levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
-    if not ((levels >= 0) & (levels <= 1)).all():
-        raise InputError(f"quantile levels {levels.tolist()} must lie between 0 and 1.")
-    if "score_count" not in ds:
+    levels = np.array(checks.numbers("q", q, at_least=0, at_most=1))
+    if not isinstance(ds, xr.Dataset) or "score_count" not in ds:
         raise InputError('there is no score_count to read quantiles from: measure with "scores" among the groups.')
     left, right = ds["score_bin_left"].values, ds["score_bin_right"].values
     left, right = np.where(np.isinf(left), right, left), np.where(np.isinf(right), left, right)

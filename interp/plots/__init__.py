@@ -12,12 +12,14 @@ from interp.plots.distance import attention_by_distance, attention_by_variant, a
 from interp.plots.export import save
 from interp.plots.loss import loss_by_position
 from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
+from interp.plots.needle import needle_grid
 from interp.plots.pairs import frequency_pairs
 from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
 from interp.plots.ranges import score_ranges
 from interp.plots.showing import can_show, show
 from interp.plots.tables import head_table, ranking
 from interp.plots.theme import dark
+from interp.plots.training import watched_scores
 
 __all__ = [
     "attention_by_distance",
@@ -34,6 +36,7 @@ __all__ = [
     "head_table",
     "layer_head_map",
     "loss_by_position",
+    "needle_grid",
     "pooled_map",
     "precision_cost",
     "ranking",
@@ -44,4 +47,5 @@ __all__ = [
     "score_ranges",
     "show",
     "sink_rate",
+    "watched_scores",
 ]

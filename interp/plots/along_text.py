@@ -6,16 +6,19 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.plots.bands import caption
 from interp.plots.base import finish, label_of, with_heads
 from interp.plots.curves import add_curves, along_positions, key_to_colours
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight
 
 _PANEL_HEIGHT = 160
 _WORDS = {"sink_mass": "first-token mass"}
 
 
+@drawn
 def rows_by_position(
     rows: xr.Dataset,
     *,
@@ -37,7 +40,9 @@ def rows_by_position(
     rows = with_heads(rows)
     edges = ("_low", "_high", "_stderr")
     found = [str(name) for name, values in rows.items() if "position_bin" in values.dims]
-    names = [name for name in found if not name.endswith(edges)] if names is None else list(names)
+    names = (
+        [name for name in found if not name.endswith(edges)] if names is None else list(checks.words("names", names))
+    )
     if not names:
         raise InputError("no variable over position_bin to draw")
     variants = [str(name) for name in rows["variant"].values] if "variant" in rows.dims else [""]

@@ -7,10 +7,12 @@ import xarray as xr
 from interp.plots import theme
 from interp.plots.base import distance_axis, distance_edges, distance_labels, finish, label_of, names_of, with_heads
 from interp.plots.distance import head_rows
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight
 from interp.plots.maps import head_scores
 
 
+@drawn
 def comparison(
     difference: xr.Dataset, *, title: str = "Differences, second minus first", highlight: Highlight = None
 ) -> go.Figure:
@@ -24,6 +26,7 @@ def comparison(
     return head_scores(difference, title=title, highlight=highlight)
 
 
+@drawn
 def comparison_by_distance(
     difference: xr.DataArray, *, title: str | None = None, highlight: Highlight = None
 ) -> go.Figure:

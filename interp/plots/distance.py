@@ -19,10 +19,15 @@ from interp.plots.base import (
     with_heads,
 )
 from interp.plots.curves import add_curves, along_distance, key_to_colours
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 from interp.plots.loss import add_losses
 
+# Panels side by side whose axes have room for a title each, in a figure of 520 CSS pixels.
+_TITLED = 2
 
+
+@drawn
 def attention_by_distance(
     binned: xr.Dataset,
     *,
@@ -48,6 +53,7 @@ def attention_by_distance(
     return finish(figure, title, 400, caption(figure, binned))
 
 
+@drawn
 def attention_by_variant(
     binned: xr.Dataset,
     *,
@@ -83,6 +89,11 @@ def attention_by_variant(
         part = binned.sel(variant=variant)
         add_curves(figure, part, "attention_mean", along_distance(part), highlight=highlight, row=1, col=column)
         distance_axis(figure, part, row=1, col=column)
+    if len(variants) > _TITLED:
+        # Narrower than their axes' titles: one in the middle speaks for all.
+        middle = (len(variants) + 1) // 2
+        for column in set(range(1, len(variants) + 1)) - {middle}:
+            figure.update_xaxes(title=None, row=1, col=column)
     key_to_colours(figure, binned)
     figure.update_yaxes(type="log", **log_range(y_range), **DECADES, row=1)
     figure.update_yaxes(title="mean attention of a pair", row=1, col=1)
@@ -91,6 +102,7 @@ def attention_by_variant(
     return finish(figure, title, 420 if loss is None else 680, caption(figure, binned))
 
 
+@drawn
 def attention_share_by_head(
     binned: xr.Dataset,
     *,

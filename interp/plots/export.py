@@ -5,12 +5,15 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hooks.errors import ImageExportError
+from hooks import checks
+from hooks.errors import ImageExportError, OutputError
 from interp.common.files import check_writable, write_bytes
 from interp.common.marks import marked
 
 _IMAGES = ("png", "svg", "pdf", "webp", "jpg", "jpeg")
 _WIDTH = 960
+
+_LARGEST = 100_000  # pixels
 
 
 def save(
@@ -29,7 +32,11 @@ def save(
         ImageExportError: an unknown ending, or no kaleido or no browser to draw images with.
         OutputError: the file cannot be written, or another one stands there.
     """
-    kind = Path(path).suffix.lower().lstrip(".")
+    checks.instance("figure", figure, go.Figure, "a figure of interp.plots")
+    width = checks.whole("width", width, at_least=1, at_most=_LARGEST)
+    height = None if height is None else checks.whole("height", height, at_least=1, at_most=_LARGEST)
+    scale = checks.number("scale", scale, above=0, at_most=100)
+    kind = checks.path("path", path, error=OutputError).suffix.lower().lstrip(".")
     if kind == "html":
         page = figure.to_html(include_plotlyjs=True, full_html=True)
         return write_bytes(path, marked(page.encode("utf-8", errors="backslashreplace"), kind))

@@ -12,10 +12,12 @@ from interp.common.words import token_text
 from interp.plots import theme
 from interp.plots.bands import add_band, band_of, caption
 from interp.plots.base import finish, say
+from interp.plots.given import drawn
 
 _RUNNING_POINTS = 512
 
 
+@drawn
 def loss_by_position(loss: xr.Dataset | Mapping[str, xr.Dataset], *, title: str | None = None) -> go.Figure:
     """Mean loss in stretches of positions with its standard error; for one run also the mean so far.
 
@@ -72,6 +74,7 @@ def _add_stretches(figure: go.Figure, run: xr.Dataset, name: str, colour: str, *
         marker={"size": 5, "color": colour},
         customdata=[f"{a:,}–{b:,}" for a, b in zip(first, last, strict=True)],
         hovertemplate=said + "tokens %{customdata}: %{y:.3f} nats<extra></extra>",
+        legendgroup=name,  # beside curves that have groups, those of one group stand one under the other
         name=html.escape(name, quote=False) or "mean of a stretch" + " ± standard error" * bool(error),
         **where,
     )

@@ -14,6 +14,7 @@ from hooks.errors import InputError
 from interp.common.words import head_name, token_text
 from interp.plots import theme
 from interp.plots.base import finish, heads_of, in_lines, label_of, names_of, say, with_heads
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, named_heads, outline_cells
 
 Scale = Literal["log", "linear"]
@@ -24,6 +25,7 @@ _PANELS_ACROSS = 4
 _LONGEST_AXIS_TOKEN = 14
 
 
+@drawn
 def layer_head_map(
     values: xr.DataArray,
     *,
@@ -58,6 +60,7 @@ def layer_head_map(
     return finish(figure, title, int(np.clip(110 + 20 * values.sizes["layer"], 240, 900)), note)
 
 
+@drawn
 def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: Highlight = None) -> go.Figure:
     """Every named score of a Dataset as a small layer × head heat map of its own.
 
@@ -112,6 +115,7 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
     return finish(figure, title, height, str(summary.attrs.get("averaged", "")))
 
 
+@drawn
 def pooled_map(cells: xr.DataArray, *, title: str | None = None, scale: Scale = "log") -> go.Figure:
     """A head's attention pooled into cells: queries down, keys right.
 
@@ -137,6 +141,7 @@ def pooled_map(cells: xr.DataArray, *, title: str | None = None, scale: Scale = 
     return finish(figure, title or f"Pooled {_said(cells)}", 460, str(cells.attrs.get("averaged", "")))
 
 
+@drawn
 def attention_window(pattern: xr.DataArray, *, title: str | None = None, scale: Scale = "log") -> go.Figure:
     """Exact attention of a few queries to a few keys, with their tokens.
 

@@ -19,9 +19,11 @@ from interp.plots.base import (
     with_heads,
 )
 from interp.plots.distance import head_rows
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, named_heads
 
 
+@drawn
 def frequency_pairs(
     bias: xr.Dataset,
     *,

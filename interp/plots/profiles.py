@@ -9,11 +9,13 @@ from interp.plots import theme
 from interp.plots.bands import caption
 from interp.plots.base import DECADES, distance_axis, finish, label_of, names_of, positive, say, with_heads
 from interp.plots.curves import add_curves, along_distance, along_positions, key_to_colours
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 from interp.plots.maps import Scale, head_scores, layer_head_map
 from interp.plots.reduced import thinned, with_share_used
 
 
+@drawn
 def received_by_position(
     received: xr.Dataset,
     *,
@@ -45,6 +47,7 @@ def received_by_position(
     return finish(figure, title, 420, caption(figure, received))
 
 
+@drawn
 def precision_cost(
     cost: xr.Dataset, *, variable: str = "kl", title: str | None = None, highlight: Highlight = None
 ) -> go.Figure:
@@ -111,6 +114,7 @@ def _add_uniform(figure: go.Figure, received: xr.Dataset, middle: np.ndarray) ->
         )
 
 
+@drawn
 def relativity_error(
     errors: xr.Dataset,
     *,
@@ -133,6 +137,7 @@ def relativity_error(
     return head_scores(xr.Dataset(panels, attrs=errors.attrs), title=title, highlight=highlight)
 
 
+@drawn
 def sink_rate(
     sinks: xr.Dataset, *, title: str | None = None, scale: Scale = "linear", highlight: Highlight = None
 ) -> go.Figure:
@@ -150,6 +155,7 @@ def sink_rate(
     return layer_head_map(score, title=title or said, scale=scale, highlight=highlight)
 
 
+@drawn
 def bound_by_distance(
     bounds: xr.Dataset,
     *,

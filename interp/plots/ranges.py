@@ -8,6 +8,7 @@ from plotly.subplots import make_subplots
 from interp.common.words import KIND_NAME, head_name
 from interp.plots import theme
 from interp.plots.base import finish, heads_of, say, signed_log, signed_log_ticks, with_heads
+from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
 
 _PANEL_HEIGHT, _STRIP_HEIGHT, _GAP, _GAP_BELOW_AXIS, _MARGINS = 160, 40, 50, 72, 146
@@ -19,6 +20,7 @@ _WORDS = {
 }
 
 
+@drawn
 def score_ranges(ranges: xr.Dataset, *, title: str | None = None, highlight: Highlight = None) -> go.Figure:
     """One bar per head from its smallest to its largest score, a panel for each stage or variant, with the bound.
 

@@ -19,8 +19,9 @@ _PLACE = {
     "map_key",
 }
 _PART = {"score_bin", "sink_size", "pair", "variant", "stage", "q", "dtype", "shift", "part", "kind", "rank"}
-OWN = frozenset(_PLACE | _PART)
-_ONCE = ("layer", "head", "variant", "stage", "dtype", "shift", "distance")
+_TEXT = {"length", "depth"}
+OWN = frozenset(_PLACE | _PART | _TEXT)
+_ONCE = ("layer", "head", "variant", "stage", "dtype", "shift", "distance", "length", "depth")
 _PLACES = ("first_position", "last_position", "first_distance", "last_distance", "wavelength")
 
 

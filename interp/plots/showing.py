@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
 from interp.plots.base import finish
@@ -16,12 +17,14 @@ from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
 from interp.plots.maps import attention_window, head_scores, pooled_map
+from interp.plots.needle import needle_grid
 from interp.plots.pairs import frequency_pairs
 from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
 from interp.plots.ranges import score_ranges
 from interp.plots.reduced import binned_by_distance, binned_by_position, thinned, with_share_used
 from interp.plots.several import OWN, averaged, averaged_array, check_once, refuse_added
 from interp.plots.tables import ranking
+from interp.plots.training import watched_scores
 from interp.plots.variables import one_head, show_variable
 
 _COMPARED = OWN | {"capture"}
@@ -89,6 +92,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
     "loss_by_position": _means(loss_by_position),
+    "needle_sweep": _means(needle_grid),
     "positional_bias": _statistics,
     "precision_cost": _means(precision_cost),
     "ranked": _alone(ranking, _COMPARED),
@@ -98,6 +102,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "sink_rate": _means(sink_rate),
     "top_keys": _alone(ranking),
     "typical_heads": _alone(ranking),
+    "watch_scores": _alone(watched_scores, OWN | {"step"}),
     "what_if_rope": _statistics,
 }
 
@@ -119,6 +124,8 @@ def show(result: xr.Dataset | xr.DataArray, **options: Any) -> go.Figure:
     Raises:
         InputError: nothing here knows how to draw it, or a mean of it would say nothing.
     """
+    if options.get("title") is not None:
+        checks.text("title", options["title"])
     if not isinstance(result, xr.Dataset | xr.DataArray):
         raise InputError(
             f"plots.show draws the Dataset of an analysis or one of its variables, and this is a "

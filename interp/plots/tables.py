@@ -8,23 +8,33 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from hooks.errors import InputError
 from interp.common.words import head_name, token_text, visible_text
 from interp.plots import theme
 from interp.plots.base import finish, heads_of, with_heads
+from interp.plots.given import drawn
 
 
+@drawn
 def head_table(summary: xr.Dataset, *, title: str = "Heads") -> go.Figure:
-    """The same numbers as a table: a row per head, a column per variable over (layer, head)."""
+    """The same numbers as a table: a row per head, a column per variable over (layer, head).
+
+    Raises:
+        InputError: there is no such variable.
+    """
     summary = with_heads(summary)
     columns = {
         str(name): v.transpose("layer", "head").values.ravel()
         for name, v in summary.data_vars.items()
         if set(v.dims) == {"layer", "head"}
     }
+    if not columns:
+        raise InputError(f"no variable over (layer, head) to list among {', '.join(map(str, summary)) or 'none'}")
     heads = [head_name(*pair) for pair in heads_of(summary)]
     return _table({"head": heads, **columns}, title)
 
 
+@drawn
 def ranking(ranks: xr.Dataset, *, title: str | None = None) -> go.Figure:
     """A row per rank: the heads of each kind, those that changed most, or the keys that a query attends to.
 

@@ -10,6 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
+from hooks import checks
+
 INK = "#1f2933"
 QUIET = "#5b6773"
 AXIS = "#aab4be"
@@ -150,7 +152,7 @@ CONTENT_KEYS = frozenset({"text", "hovertext", "customdata", "ticktext", "name",
 
 def dark(figure: go.Figure) -> go.Figure:
     """The same figure in dark colours, for a dark page or slide."""
-    text = figure.to_json()
+    text = checks.instance("figure", figure, go.Figure, "a figure of interp.plots").to_json()
     return go.Figure(_exchange(json.loads(text or "{}")))
 
 

@@ -13,11 +13,13 @@ from interp.plots.base import distance_axis, finish, label_of, with_heads
 from interp.plots.curves import add_curves, along_distance, key_to_colours
 from interp.plots.highlight import Highlight
 from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
+from interp.plots.needle import needle_cells
 from interp.plots.reduced import binned_by_position, thinned
 from interp.plots.several import OWN, averaged, averaged_array
 
 _MOST_PANELS = 12
 _MAPS = {frozenset({"map_query", "map_key"}): pooled_map, frozenset({"query", "key"}): attention_window}
+_MAPS |= {frozenset(dims): needle_cells for dims in ({"length", "depth"}, {"length"}, {"depth"})}
 _PANELS = ("variant", "stage", "dtype", "shift", "part", "capture", "sink_size", "q")
 
 

@@ -22,11 +22,12 @@ _NEEDED = ("attn.o_proj.weight", "attn.q_norm.", "attn.k_norm.", "attn.sinks")
 def layer_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
     """The constants of one layer, detached from the graph; frequencies as they are for a text of n_tokens."""
     with model.resident(layer, _NEEDED):
-        return _constants(model, layer, n_tokens)
+        w_o = _triangular(cast(Attention, model.blocks[layer].attn).W_O)
+        return replace(score_constants(model, layer, n_tokens), w_o=w_o)
 
 
-def _constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
-    """The same, of a layer whose weights are there."""
+def score_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:
+    """Those of them that decide scores, of a layer whose weights are there; cheap enough for every training step."""
     attn = cast(Attention, model.blocks[layer].attn)
     rope = model.cfg.rope_for(layer)
     frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)
@@ -37,7 +38,7 @@ def _constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tok
     gain_k, bias_k = _gain_and_bias(getattr(attn, "k_norm", None))
     # Copies: a training step after the capture must not reach into it.
     spec = attn.spec if attn.spec.sinks is None else replace(attn.spec, sinks=attn.spec.sinks.detach().clone())
-    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=_triangular(attn.W_O), spec=spec)
+    return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=None, spec=spec)
 
 
 def _triangular(w_o: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_head rank"]:

@@ -12,6 +12,7 @@ from transformer_lens import ActivationCache
 
 from hooks import AttentionSpec, HookedTransformerConfig
 from hooks.base.inputs import token_positions
+from hooks.checks import shown
 from hooks.config.steps import STEP_OUTPUT
 from hooks.errors import InputError, StageError
 from interp.recording.constants import layer_constants
@@ -48,7 +49,7 @@ def data_of_cache(
     read = (_OwnCache if own else _BridgeCache)(cache, model, None if at is None else int(at.max()) + 1)
     held = {layer: read.layer(layer, _spec_of(spec, layer, model if own else None)) for layer in layers}
     n_tokens = _final(next(iter(held.values())))[0].shape[0]
-    ids = torch.empty(0, dtype=torch.long) if tokens is None else torch.as_tensor(tokens).flatten().cpu()
+    ids = torch.empty(0, dtype=torch.long) if tokens is None else _ids(tokens)
     if tokens is not None and len(ids) != n_tokens:
         raise InputError(f"{len(ids)} tokens given for a cache of {n_tokens} positions")
     if at is not None and len(at) != n_tokens:
@@ -75,7 +76,10 @@ def _positions(cache: ActivationCache, given: Any) -> Int[Tensor, " pos"] | None
     given = getattr(cache, "position_ids", None) if given is None else given
     if given is None:
         return None
-    size = given.numel() if isinstance(given, Tensor) else np.size(given)
+    try:
+        size = given.numel() if isinstance(given, Tensor) else np.size(given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"positions={shown(given)}: give one position a token") from error
     found = token_positions(given, torch.empty(1, size), None, name="positions")[0]
     check_counted(found)
     return found
@@ -195,7 +199,9 @@ def _spec_of(spec: SpecChoice, layer: int, own: Any) -> AttentionSpec:
         return spec
     if spec is None and own is not None:
         return own.attention_spec(layer)
-    if spec is None or layer not in spec:
+    if not isinstance(spec, Mapping | None) or (spec and not isinstance(spec.get(layer), AttentionSpec | None)):
+        raise InputError(f"spec={shown(spec)}: give an AttentionSpec, or a mapping from layer to AttentionSpec")
+    if spec is None or spec.get(layer) is None:
         raise InputError(
             f"no AttentionSpec for layer {layer}: a cache does not say scale, window and soft-cap; give "
             "spec=AttentionSpec(scale=…) for all layers, or a mapping from layer to spec"
@@ -236,3 +242,14 @@ def _measured_config(cfg: Any, held: Mapping[int, LayerCapture]) -> HookedTransf
         model_name=str(cfg.model_name),
         provenance={"rope": "not read from the cache; q and k are the model's own"},
     )
+
+
+def _ids(tokens: object) -> Int[Tensor, " pos"]:
+    """Token ids in one row."""
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        ids = torch.empty(0)
+    if ids.dtype not in (torch.int64, torch.int32) or ids.is_meta or ids.is_sparse:
+        raise InputError(f"tokens={shown(tokens)}: give the token ids of the cache, int64 or int32")
+    return ids.flatten().cpu()

@@ -96,19 +96,22 @@ def plan_capture(
     stages: str | Sequence[str] = DEFAULT_STAGES,
     layers: int | Iterable[int] | None = None,
     loss: bool = True,
+    prepend_bos: bool | None = None,
     positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
 ) -> CapturePlan:
     """Check what is asked of a capture; arguments and errors as of `interp.capture`."""
+    check_model(model)
     # A hybrid's other layers have no q and k.
     attending = getattr(model, "attending_layers", tuple(range(model.cfg.n_layers)))
     chosen = _chosen_layers(model.cfg, attending if layers is None else layers)
     if checks.flag("loss", loss) and not getattr(model, "has_head", True):
         raise StageError("this model was attached without its output head, so it has no loss: capture with loss=False")
     stages = _stage_names(stages)
+    prepend_bos = None if prepend_bos is None else checks.flag("prepend_bos", prepend_bos)
     n_tokens = None if n_tokens is None else checks.whole("n_tokens", n_tokens, at_least=2)
     steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
-    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens)
+    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
     documents = None if positions is None else _documents_of(positions, tokens)
     str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
@@ -131,12 +134,15 @@ def _tokens_of(
     model: HookedTransformer | AttachedTransformer,
     source: "str | Text | Sequence[int] | Tensor",
     n_tokens: int | None,
+    prepend_bos: bool | None,
 ) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
     """Tokens in one row, one line on what they are, and the text if there is one."""
     if isinstance(source, str | Text):
         text = as_text(source)
-        tokens, what = tokenise(model, text, n_tokens)
+        tokens, what = tokenise(model, text, n_tokens, prepend_bos)
         return tokens, what, text
+    if prepend_bos is not None:
+        raise InputError(f"prepend_bos={prepend_bos} is for a text: token ids are read as they are; leave it out")
     if not isinstance(source, Tensor | Sequence | np.ndarray):
         raise InputError(f"cannot read a {type(source).__name__}: give a text, or token ids in one row")
     try:
@@ -163,6 +169,14 @@ def _tokens_of(
     return ids.long()[None].to(model.device), "token ids given in memory", None
 
 
+def check_model(model: object) -> None:
+    """Raise unless a capture can be made of this model."""
+    if not isinstance(model, HookedTransformer | AttachedTransformer):
+        raise InputError(
+            f"model={checks.shown(model)}: give a HookedTransformer, or what HookedTransformer.attach(model) gives"
+        )
+
+
 def _documents_of(positions: object, tokens: Int[Tensor, "1 pos"]) -> Int[Tensor, " document"] | None:
     """Where the documents begin, from the position of each token."""
     found = token_positions(positions, tokens, None, name="positions")[0].cpu()
@@ -182,9 +196,12 @@ def _chosen_layers(cfg: HookedTransformerConfig, layers: int | Iterable[int] | N
 def _stage_names(stages: str | Iterable[str]) -> tuple[str, ...]:
     """Stages, one or several, as a tuple; whether there are such stages is not asked."""
     several = (stages,) if isinstance(stages, str) else stages
-    if not isinstance(several, Iterable) or isinstance(several, bytes | dict):
+    if not isinstance(several, Iterable) or isinstance(several, bytes | dict) or hasattr(several, "shape"):
         raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
-    return tuple(several)
+    named = tuple(several)
+    if not all(isinstance(stage, str) for stage in named):
+        raise StageError(f"stages={checks.shown(stages)}: give the name of a stage, or several")
+    return named
 
 
 def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> None:
@@ -193,4 +210,4 @@ def _check_stages(stages: Sequence[str], steps: dict[int, tuple[str, ...]]) -> N
         found = [layer for layer in steps if steps_before(stage, steps[layer]) is not None]
         if not found and stages is not DEFAULT_STAGES:
             there = [s for s in STAGES if any(steps_before(s, own) is not None for own in steps.values())]
-            raise StageError(f"no layer of this model has a stage {stage!r}; it has {', '.join(there)}")
+            raise StageError(f"no layer of this model has a stage {checks.shown(stage)}; it has {', '.join(there)}")

@@ -1,7 +1,7 @@
 """Every analysis with the table of its variables, in the order in which one would read them. Imports nothing heavy."""
 
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
-from interp.analyses.heads.schema import COMPARE, RANKED, SCORES, TYPICAL_HEADS
+from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, SCORES, TYPICAL_HEADS
 from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
 from interp.analyses.position.schema import (
     FIRST_TOKEN_MASS,
@@ -15,6 +15,7 @@ from interp.analyses.position.schema import (
 from interp.analyses.scores.schema import BOUND_BY_DISTANCE, PRECISION_COST, SCORE_RANGES, STAGE_RANGES
 from interp.common.schema import Table
 from interp.measure.schema import ATTENTION_STATISTICS, SCORE_QUANTILE
+from interp.training.schema import WATCH_SCORES
 
 CATALOGUE: dict[str, Table] = {
     "attention_statistics": ATTENTION_STATISTICS,
@@ -35,8 +36,10 @@ CATALOGUE: dict[str, Table] = {
     "stage_ranges": STAGE_RANGES,
     "bound_by_distance": BOUND_BY_DISTANCE,
     "precision_cost": PRECISION_COST,
+    "watch_scores": WATCH_SCORES,
     "head_summary": SCORES,
     "typical_heads": TYPICAL_HEADS,
+    "needle_sweep": NEEDLE_SWEEP,
     "compare": COMPARE,
     "ranked": RANKED,
 }

@@ -22,7 +22,7 @@ from interp.reporting.glossary import GLOSSARY
 from interp.reporting.measures import common
 from interp.reporting.second_capture import comparison_section
 from interp.reporting.tables import check_folder, head_table, write_tables
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import head_numbers
 
 _LONGEST_NAME = 80
@@ -57,7 +57,9 @@ def report(
         InputError: the captures to compare differ in layers or heads, or read different tokens; or documents are
             packed into a row.
     """
-    cap.check_one_text("report")
+    check_capture(cap).check_one_text("report")
+    if compare_with is not None:
+        check_capture(compare_with, "compare_with")
     check_writable(path)
     if csv is not None:
         check_folder(csv)

@@ -10,8 +10,10 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks import AttentionSpec, HookedTransformerConfig
+from hooks import AttentionSpec, HookedTransformerConfig, checks
 from hooks.errors import InputError, StageError
+from hooks.functional.attend import attend_fused
+from hooks.functional.head_width import same_width
 from interp.common.progress import track
 from interp.common.stacking import named_layer, stack_layers
 from interp.common.words import number_ranges
@@ -156,6 +158,22 @@ class CaptureData:
             raise StageError(f"v of layer {layer} was not in the cache that this capture was made from")
         return part_of(values, positions, heads)
 
+    def z(self, layer: int) -> Float[Tensor, "pos head d_head"]:
+        """What each query head of a layer gives, before W_O: ``z_i = Σ_j p_ij v_j``, computed anew from q, k and v.
+
+        O(n) memory. It is what the model computed up to rounding, if no hook edited scores, pattern or z.
+
+        Raises:
+            StageError: the layer was not captured, or the capture was made from a cache without v.
+        """
+        q, k, v, width = same_width(self.q(layer)[None], self.k(layer)[None], self.v(layer)[None])
+        spec = self.spec(layer)
+        if spec.sinks is not None:
+            spec = replace(spec, sinks=spec.sinks.to(q.device))
+        standing = {name: at.to(q.device) for name, at in self.standing.items()}
+        with torch.no_grad():
+            return attend_fused(q, k, v, spec, **standing)[0, ..., :width]
+
     def spec(self, layer: int) -> AttentionSpec:
         """How q and k of this layer become a pattern: scale, window, soft-cap, sinks."""
         return self._layer(layer).constants.spec
@@ -191,7 +209,8 @@ class CaptureData:
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
         """
         chosen = asked_layers(self.layers, layers)
-        groups = (groups,) if isinstance(groups, str) else tuple(sorted(set(groups)))
+        groups = tuple(sorted(checks.choices("groups", groups, GROUPS)))
+        map_size = checks.whole("map_size", map_size, at_least=1)
         found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
         return stack_layers(found)
 
@@ -228,6 +247,7 @@ class CaptureData:
 
     def _layer(self, layer: int) -> HeldLayer:
         """The layer's tensors, or a StageError that says which layers there are."""
+        layer = checks.whole("layer", layer, error=StageError)
         if layer not in self._layers:
             raise StageError(f"layer {layer!r} is not in this capture; it holds {number_ranges(self.layers)}")
         return self._layers[layer]
@@ -235,8 +255,17 @@ class CaptureData:
     def _steps_done(self, layer: int, stage: str) -> int:
         """Key of a stage in a layer's q and k, or a StageError that says which stages there are."""
         held = self._layer(layer)
-        done = steps_before(stage, held.steps)
+        done = steps_before(checks.text("stage", stage, error=StageError), held.steps)
         if done is None or done not in set(held.q):
             why = "has no such step" if done is None else "was captured without it"
             raise StageError(f"no stage {stage!r} in layer {layer}: it {why}; it holds {', '.join(self.stages(layer))}")
         return done
+
+
+def check_capture(cap: CaptureData, name: str = "cap") -> CaptureData:
+    """The capture, if it is one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    return checks.instance(name, cap, CaptureData, "a Capture, as capture(model, text) or open_capture(path) makes one")

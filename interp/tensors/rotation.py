@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hooks.errors import StageError
 from interp.common.words import number_ranges
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
 
@@ -14,7 +14,7 @@ def rotating_layers(cap: CaptureData, layers: int | Sequence[int] | None = None)
     Raises:
         StageError: one that was asked for is not captured or does not rotate, or none does.
     """
-    turning = tuple(layer for layer in cap.layers if "rope" in cap.steps(layer))
+    turning = tuple(layer for layer in check_capture(cap).layers if "rope" in cap.steps(layer))
     chosen = turning if layers is None else asked_layers(cap.layers, layers)
     for layer in chosen or cap.layers[:1]:
         check_rotation_seen(cap, layer)

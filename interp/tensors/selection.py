@@ -71,13 +71,28 @@ def _index(choice: Choice, size: int, what: str) -> slice | list[int]:
     if choice is None:
         return slice(None)
     if isinstance(choice, slice):
+        ends = [end for end in (choice.start, choice.stop, choice.step) if end is not None]
+        whole = all(isinstance(end, int | np.integer) and not isinstance(end, bool) for end in ends)
+        if not whole or (choice.step is not None and choice.step < 1):
+            raise PositionError(f"{what}s {checks.shown(choice)}: give a slice of whole numbers, with a step above 0")
         return choice
-    chosen = np.atleast_1d(np.asarray(choice)).tolist()
-    if any(type(i) is not int for i in chosen):
-        raise PositionError(f"{what}s {choice!r}: give an index, a slice, or several indices")
+    chosen = _indices(choice)
+    if chosen is None:
+        raise PositionError(f"{what}s {checks.shown(choice)}: give an index, a slice, or several indices")
     for i in chosen:
         if not -size <= i < size:
             raise PositionError(f"no {what} {i}: the capture holds {size:,}, 0 to {size - 1:,}")
     if chosen and chosen == list(range(chosen[0], chosen[0] + len(chosen))) and chosen[0] >= 0:
         return slice(chosen[0], chosen[-1] + 1)
     return chosen
+
+
+def _indices(choice: int | Sequence[int]) -> list[int] | None:
+    """Indices as plain ints, each as often as it was given; None for anything else."""
+    try:
+        given = np.atleast_1d(np.asarray(choice))
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
+        return None
+    return [int(i) for i in given]

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hooks.checks import shown
 from hooks.errors import InputError, PositionError, TextError
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 
 TokenChoice = int | slice | str | Sequence[int] | np.ndarray | Tensor
 _SHOWN = 8
@@ -27,16 +28,21 @@ def chosen_tokens(cap: CaptureData, which: TokenChoice, what: str) -> Int[Tensor
         TextError: a text that does not occur, or more than once; the message lists where.
         InputError: anything else.
     """
-    n = len(cap.positions)
+    n = len(check_capture(cap).positions)
     if isinstance(which, str):
         return torch.arange(n)[text_span(cap, which)]
-    if isinstance(which, slice):
-        return torch.from_numpy(np.arange(n)[which].copy())
-    indices = np.atleast_1d(np.asarray(which))
-    if indices.size == 0:
+    try:
+        if isinstance(which, slice):
+            return torch.from_numpy(np.arange(n)[which].copy())
+        indices = np.atleast_1d(np.asarray(which))
+        # An empty list is of no type, and asks for nothing.
+        fits = indices.ndim == 1 and (np.issubdtype(indices.dtype, np.integer) or (which == [] or which == ()))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what}={shown(which)}: give an index, a slice, or a list of indices") from error
+    if fits and indices.size == 0:
         return torch.empty(0, dtype=torch.int64)
-    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise InputError(f"{what}={which!r}: give an index, a slice, a list of indices, or a piece of the text")
+    if not fits:
+        raise InputError(f"{what}={shown(which)}: give an index, a slice, a list of indices, or a piece of the text")
     outside = indices[(indices < -n) | (indices >= n)]
     if outside.size:
         raise PositionError(f"{what}: index {outside[0]} is outside this capture of {n:,} tokens")

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hooks import HookedTransformer, HookedTransformerConfig
+from hooks import HookedTransformer, HookedTransformerConfig, checks
 from hooks.attached.transformer import AttachedTransformer
 from hooks.errors import InputError
+
+_MOST = 2**28
 
 
 def repeated_tokens(
@@ -36,9 +38,13 @@ def repeated_tokens(
 
     Source: arXiv:2209.11895, "In-context Learning and Induction Heads", appendix on prefix matching.
     """
-    if length < 2 or repeats < 2:
-        raise InputError(f"length={length}, repeats={repeats}: copies need at least 2 tokens and 2 repeats")
+    length, repeats = (checks.whole(n, v, at_least=2) for n, v in (("length", length), ("repeats", repeats)))
+    seed = checks.whole("seed", seed, at_least=0, at_most=2**63 - 1)
+    if length * repeats > _MOST:
+        raise InputError(f"length={length:,}, repeats={repeats:,}: more tokens than any model reads ({_MOST:,})")
     model: Any = model_or_cfg
+    if not isinstance(getattr(model, "cfg", model), HookedTransformerConfig):
+        raise InputError(f"model_or_cfg={checks.shown(model)}: give a HookedTransformer, an attached model or a config")
     tokenizer = getattr(model, "tokenizer", None)
     cfg = getattr(model, "cfg", model)
     allowed, first = torch.arange(cfg.d_vocab), torch.empty(0, dtype=torch.int64)

@@ -10,6 +10,7 @@ from typing import Protocol
 from jaxtyping import Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError, TextError
 
 # Tokenising a little more than is needed keeps the last kept token independent of where the text was cut.
@@ -82,6 +83,7 @@ def as_text(text: "str | Text") -> Text:
     """A plain string as a Text; the standard text is recognised by its content."""
     if isinstance(text, Text):
         return text
+    checks.text("text", text)
     if text == standard_text().content:
         return standard_text()
     if not text.strip():
@@ -89,29 +91,33 @@ def as_text(text: "str | Text") -> Text:
     return Text(text, "text given in memory")
 
 
-def tokenise(model: ReadsText, text: Text, n_tokens: int | None = None) -> tuple[Int[Tensor, "1 pos"], str]:
+def tokenise(
+    model: ReadsText, text: Text, n_tokens: int | None = None, prepend_bos: bool | None = None
+) -> tuple[Int[Tensor, "1 pos"], str]:
     """The first n_tokens tokens of the text, and one line that says what was read.
 
     The standard text is repeated when more tokens are asked for than it has; any other text is used as far as it goes.
 
     Args:
-        model: its tokenizer decides on a beginning-of-sequence token.
+        model: its tokenizer reads the text.
         text: what to read.
-        n_tokens: how many tokens to keep; None keeps all.
+        n_tokens: how many tokens to keep, the BOS token counted; None keeps all.
+        prepend_bos: whether a BOS token comes first, as of the model's ``to_tokens``; None leaves it to the tokenizer.
 
     Raises:
         InputError: n_tokens below 2.
+        TokenizerError: prepend_bos=True, and the tokenizer has no BOS token.
         TextError: the text cannot be encoded, or has fewer than two tokens.
     """
     if n_tokens is not None and n_tokens < 2:
         raise InputError(f"{n_tokens} tokens asked for: attention needs at least 2")
     _check_encodable(text)
     repeats, content = 1, text.content
-    tokens = _first_tokens(model, content, n_tokens)
+    tokens = _first_tokens(model, content, n_tokens, prepend_bos)
     if text == standard_text() and n_tokens is not None:
         while tokens.shape[1] < n_tokens:
             repeats *= 2
-            tokens = _first_tokens(model, "\n\n".join([content] * repeats), n_tokens)
+            tokens = _first_tokens(model, "\n\n".join([content] * repeats), n_tokens, prepend_bos)
     if tokens.shape[1] < 2:
         raise TextError(f"the text has {tokens.shape[1]} token: attention needs at least 2")
     return tokens, _what_was_read(text, tokens.shape[1], n_tokens, repeated=repeats > 1)
@@ -128,13 +134,15 @@ def _check_encodable(text: Text) -> None:
         ) from None
 
 
-def _first_tokens(model: ReadsText, content: str, n_tokens: int | None) -> Int[Tensor, "1 pos"]:
+def _first_tokens(
+    model: ReadsText, content: str, n_tokens: int | None, prepend_bos: bool | None
+) -> Int[Tensor, "1 pos"]:
     """Tokens of the shortest prefix that surely holds n_tokens of them."""
     if n_tokens is None:
-        return model.to_tokens(content)
+        return model.to_tokens(content, prepend_bos)
     length = (n_tokens + _SPARE_TOKENS) * _CHARS_PER_TOKEN
     while True:
-        tokens = model.to_tokens(content[:length])
+        tokens = model.to_tokens(content[:length], prepend_bos)
         if length >= len(content) or tokens.shape[1] >= n_tokens + _SPARE_TOKENS:
             return tokens[:, :n_tokens]
         length *= 2

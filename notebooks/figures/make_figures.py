@@ -1,21 +1,28 @@
-"""Draw the README's figures with the tool itself: attention against distance in Gemma 3 270M, and the report on it.
+"""Draw the README's figures with the tool itself: attention against distance in Gemma 3 270M, the report, the explorer.
+
+The figure of the claims is taken as it stands from the executed notebook.
 
     .venv/bin/python notebooks/figures/make_figures.py
 
 Needs playwright and Chromium or Chrome on the PATH, which render the figures to PNG.
 """
 
+import base64
 import shutil
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
+import nbformat
 from playwright.sync_api import sync_playwright
 
 from hooks import HookedTransformer
 from interp import Capture, capture, plots, report
 from interp.analyses.position.distance import positional_bias
 from interp.common.binning import bin_distances
+from interp.explorer.questions import Explorer
+from interp.explorer.server import ExplorerServer
 from interp.texts.texts import standard_text
 
 HERE = Path(__file__).parent
@@ -23,6 +30,9 @@ N_TOKENS = 4096
 WIDTH, HEIGHT = 1280, 460
 REPORT_HEIGHT = 1320
 SHOWN_HEAD = "L5H1"
+MAP_TOKENS, MAP_HEIGHT = 32_768, 720
+# A head over the whole text, and one pair of it: a token looks 5,925 tokens back, to what followed it there.
+MAP_VIEWS = {"explorer_whole": "h=5.1", "explorer_tokens": "h=5.1&q=8115&k=2190&at=2191.5,8116.5,0.024"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -54,7 +64,25 @@ def screenshot(address: str, target: Path, height: int, wait_for: str) -> None:
         started.close()
 
 
+def explorer_stills(cap: Capture) -> None:
+    """The explorer at each of its views."""
+    server = ExplorerServer(Explorer(cap))
+    threading.Thread(target=server.serve).start()
+    for name, view in MAP_VIEWS.items():
+        screenshot(f"{server.address}#{view}", HERE / f"{name}.png", MAP_HEIGHT, "#explorer[data-ready=true]")
+    server.stop()
+
+
+def claims_figure() -> bytes:
+    """The PNG under the one cell of notebook 6 that says the README shows its figure."""
+    notebook = nbformat.read(HERE.parent / "06_claims.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "README.md shows this figure" in cell.source)
+    (png,) = (out.data["image/png"] for out in cell.outputs if "image/png" in out.get("data", {}))
+    return base64.b64decode(png)
+
+
 if __name__ == "__main__":
+    (HERE / "claims.png").write_bytes(claims_figure())
     model = HookedTransformer.from_pretrained("gemma3-270m")
     text = capture(model, standard_text(), n_tokens=N_TOKENS)
     with tempfile.TemporaryDirectory() as folder:
@@ -63,3 +91,4 @@ if __name__ == "__main__":
         screenshot(page.as_uri(), HERE / "attention_by_distance.png", HEIGHT, ".scatterlayer")
         made = report(text, Path(folder) / "report.html")
         screenshot(f"{made.as_uri()}#{SHOWN_HEAD}", HERE / "report.png", REPORT_HEIGHT, "html[data-drawn=true]")
+    explorer_stills(capture(model, standard_text(), n_tokens=MAP_TOKENS, layers=(4, 5), loss=False))

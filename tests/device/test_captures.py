@@ -129,6 +129,8 @@ def test_a_text_is_captured(device):
         interp.head_summary(interp.capture(there, needle.tokens), needle=needle),
         interp.head_summary(interp.capture(model, needle.tokens), needle=needle),
     )
+    swept = {"sentence": "w7 w11 w13", "question": "w2", "answer": "w11", "haystack": "w0 w1 w2 w3 " * 20}
+    agree(*(interp.needle_sweep(each, [40, 60], [0.2, 0.8], **swept) for each in (there, model)))
     same_tensors(
         interp.capture(there, interp.repeated_tokens(there, 10)),
         interp.capture(model, interp.repeated_tokens(model, 10)),

@@ -6,6 +6,7 @@ import torch
 from tiny_foreign import foreign_model, foreign_tokens
 from tiny_hooked import random_tokens, tiny_model
 
+import interp
 from hooks import HookedTransformer, RopeConfig, recipes
 from hooks.functional import fused_kernel
 from hooks.functional.attend import AttentionSpec, attend_full, attend_fused, attend_rows
@@ -88,6 +89,27 @@ def test_recipes_run_on_a_device(device, recipe):
     there = device.moved(model)
     for ids, options in ((tokens, {}), (batch, mask)):
         close(there.run_with_hooks(ids, **options, **hooked), model.run_with_hooks(ids, **options, **hooked))
+
+
+@torch.no_grad()
+def test_recipes_of_heads_and_stream_run_on_a_device(device):
+    model, tokens, heads = tiny_model(n_key_value_heads=4), random_tokens(50), [(0, 1), (1, 3)]
+    batch, mask = padded(tokens)
+    there, kept = device.moved(model), ["blocks.*.attn.hook_z", "blocks.1.hook_resid_pre"]
+    elsewhere = model.run_with_cache(random_tokens(50, seed=3), names_filter=kept)[1]
+    cap = interp.capture(there, random_tokens(50, seed=3))
+    for point, recipe in (
+        ("blocks.*.attn.hook_z", recipes.ablate_heads(heads)),
+        ("blocks.*.attn.hook_z", recipes.ablate_heads(heads, "mean")),
+        ("blocks.*.attn.hook_z", recipes.ablate_heads(heads, elsewhere)),
+        ("blocks.*.attn.hook_z", recipes.patch_heads(cap, heads, [2, 30])),
+        ("blocks.1.hook_resid_pre", recipes.patch_residual(elsewhere, [2, 30])),
+        ("blocks.1.hook_mlp_in", lambda x, hook: 2 + x),
+        ("blocks.1.hook_attn_in", lambda x, hook: 2 + x),
+    ):
+        hooked = {"fwd_hooks": [(point, recipe)]}
+        for ids, options in ((tokens, {}), (batch, mask)):
+            close(there.run_with_hooks(ids, **options, **hooked), model.run_with_hooks(ids, **options, **hooked))
 
 
 @torch.no_grad()

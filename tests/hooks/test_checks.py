@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hooks import checks
-from hooks.errors import InputError, StageError
+from hooks.errors import HookNameError, InputError, MaterializationError, OutputError, StageError
 
 NOT_WHOLE = [True, False, np.True_, 1.0, 1.7, "1", None, [1], np.array([1]), torch.tensor([1]), torch.tensor(True)]
 
@@ -107,3 +107,31 @@ def test_words():
     for value in (None, 3, b"a", ["a", 3], [""], ""):
         with pytest.raises(InputError, match="keys="):
             checks.words("keys", value)
+
+
+def test_texts_objects_and_several_numbers():
+    assert checks.text("title", "") == ""
+    assert checks.instance("spec", 3, int, "a whole number") == 3
+    assert checks.numbers("q", 0.5) == (0.5,) == checks.numbers("q", np.array([0.5]))
+    assert checks.numbers("q", [1, 0, 1], at_least=0, at_most=1) == (1.0, 0.0, 1.0)
+    for value in (None, b"a", 3, ["a"]):
+        with pytest.raises(InputError, match=r"^title=.*: give a text"):
+            checks.text("title", value)
+    with pytest.raises(StageError, match=r"^spec='x': give a whole number"):
+        checks.instance("spec", "x", int, "a whole number", error=StageError)
+    for value in ("0.5", None, [0.5, True], [[0.5]], np.zeros((2, 2)), {0.5: 1}, [np.nan], [10**400]):
+        with pytest.raises(InputError, match=r"^q="):
+            checks.numbers("q", value)
+
+
+def test_a_path_that_the_system_has_no_bytes_for():
+    with pytest.raises(InputError, match="give the path"):
+        checks.path("out", "\ud800")
+
+
+@pytest.mark.parametrize("error", [InputError, OutputError, MaterializationError, HookNameError])
+def test_no_message_is_endless(error):
+    """Its beginning says what was wrong, its end what to do."""
+    said = str(error(f"name={'x' * 10_000}: give something else"))
+    assert len(said) < 2100 and said.startswith("name=xxx") and said.endswith("give something else")
+    assert str(error("short")) == "short"

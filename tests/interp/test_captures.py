@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hooks import HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig
-from hooks.errors import InputError, StageError, TextError
+from hooks.errors import InputError, StageError, TextError, TokenizerError
 from interp.analyses.position.losses import loss_by_position
 from interp.captures import capture
 from interp.texts.texts import standard_text
@@ -253,6 +253,36 @@ def test_the_prefix_that_is_tokenised_gives_the_tokens_of_the_whole():
     for n in (2, 399, 801, 1_200, 2_100):
         tokens, _ = tokenise(model, as_text(text), n)
         assert torch.equal(tokens, model.to_tokens(text)[:, :n])
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("n_tokens", [None, 5])
+def test_a_text_begins_with_the_bos_that_is_asked_for(adds, n_tokens):
+    model, tokenizer = tiny(), word_tokenizer()
+    bos = tokenizer.bos_token_id
+    if adds:
+        template = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+        tokenizer.backend_tokenizer.post_processor = template
+    model.tokenizer = tokenizer
+    text = "the import statement and the import of it"
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert bos not in bare and (tokenizer(text)["input_ids"][0] == bos) is adds
+    for asked, ids in ((True, [bos, *bare]), (False, bare), (None, [bos] * adds + bare)):
+        cap = capture(model, text, n_tokens=n_tokens, layers=[0], loss=False, prepend_bos=asked)
+        assert cap.tokens.tolist() == ids[:n_tokens], asked
+        assert torch.equal(cap.q(0), capture(model, ids[:n_tokens], layers=[0], loss=False).q(0))
+
+
+def test_bos_is_asked_of_a_text_and_of_a_tokenizer_that_has_one(model):
+    with pytest.raises(InputError, match="prepend_bos=True is for a text"):
+        capture(model, random_tokens(5), prepend_bos=True)
+    with pytest.raises(InputError, match="prepend_bos='no': give True or False"):
+        capture(model, "the import", **{"prepend_bos": "no"})
+    with_words = tiny()
+    with_words.tokenizer = word_tokenizer()
+    with_words.tokenizer.bos_token = None
+    with pytest.raises(TokenizerError, match="no BOS token"):
+        capture(with_words, "the import statement", prepend_bos=True)
 
 
 def test_provenance_and_repr(model, cap):

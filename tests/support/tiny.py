@@ -189,6 +189,11 @@ def _special(family: str, shape: Shape) -> dict:
 def tiny_model(family: str, shape: Shape = Shape(), rope_type: str = "default", *, seed: int = 0, dtype=None, **more):
     """A random model in eval mode with eager attention; the global generator is left alone."""
     config = tiny_config(family, shape, rope_type, **more)
+    return random_model(family, config, seed=seed, dtype=dtype)
+
+
+def random_model(family: str, config, *, seed: int = 0, dtype=None):
+    """The model of any config of a family, with the weights of `tiny_model`."""
     config._attn_implementation = "eager"
     _, model_class = CLASSES[family]
     with torch.random.fork_rng():

@@ -8,6 +8,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError, StageError
 from hooks.functional.float64 import to_float64
 from hooks.functional.visible import visible_keys
@@ -16,8 +17,10 @@ from interp.analyses.counterfactual.schema import RELATIVITY_ERROR
 from interp.common.finite import not_finite
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.rotation import rotating_layers
+
+_FURTHEST = 2**53  # positions that float64 tells apart
 
 
 @torch.no_grad()
@@ -55,10 +58,12 @@ def relativity_error(
     Source:
         arXiv 2104.09864 §3.2 (scores depend on i − j), 2411.13476 (low precision breaks it).
     """
-    chosen = rotating_layers(cap, layers)
-    moves = (int(shifts),) if isinstance(shifts, int | np.integer) else tuple(shifts)
-    if not moves or n_queries < 1:
-        raise InputError(f"shifts={moves} and n_queries={n_queries}: give at least one of each")
+    chosen = rotating_layers(check_capture(cap), layers)
+    moves = checks.wholes("shifts", shifts, at_least=-_FURTHEST, at_most=_FURTHEST)
+    n_queries = checks.whole("n_queries", n_queries, at_least=1)
+    dtype = checks.choice("dtype", dtype, (torch.float64, torch.float32))
+    if not moves:
+        raise InputError("shifts is empty: give at least one")
     n = len(cap.positions)
     rows = torch.linspace(0, n - 1, min(n_queries, n), dtype=torch.float64).round().long()
     shape = (len(chosen), cap.cfg.n_heads, len(moves))

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 
-from hooks import AttentionSpec, HookedTransformer, RopeConfig
+from hooks import AttentionSpec, HookedTransformer, RopeConfig, checks
 from hooks.config.rope_inherited import RopeSetting
 from hooks.errors import InputError, StageError
 from interp.analyses.counterfactual.recompute import recompute, silenced
@@ -23,7 +23,7 @@ from interp.common.progress import track
 from interp.common.stacking import stack_layers
 from interp.measure.schema import GROUPS
 from interp.measure.statistics import attention_statistics
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 
 
 def what_if_rope(
@@ -72,13 +72,16 @@ def what_if_rope(
         >>> ds = what_if_rope(cap, RopeConfig(rope_type="linear", factor=4.0))
         >>> ds.mean_distance.mean("query").sel(variant="what_if") - ds.mean_distance.mean("query").sel(variant="as_run")
     """
+    check_capture(cap)
     if model is not None:
+        checks.instance("model", model, HookedTransformer, "the model that was captured, or None")
         cap.check_one_text("what_if_rope with a model")
+    alibi_slopes = None if alibi_slopes is None else checks.numbers("alibi_slopes", alibi_slopes)
     if alibi_slopes is not None and len(alibi_slopes) != cap.cfg.n_heads:
         raise InputError(f"alibi_slopes has {len(alibi_slopes)} entries for {cap.cfg.n_heads} heads: give one for each")
     schedules = {layer: schedule_of(cap, layer, rope) for layer in cap.layers}
     pairs = _pair_index(schedules, cap.cfg.d_head, zero_pairs)
-    setting = _Setting(schedules, None if alibi_slopes is None else tuple(map(float, alibi_slopes)), pairs)
+    setting = _Setting(schedules, alibi_slopes, pairs)
     if not any(setting.touches(cap, layer) for layer in cap.layers):
         raise StageError(
             "no captured layer rotates, now or under this setting: give alibi_slopes, or capture layers that rotate"
@@ -124,7 +127,10 @@ def _pair_index(
     """Indices of the frequency pairs to silence; a band that selects none would pass for one without effect."""
     n_pairs = max((rope.width(d_head) // 2 for rope in schedules.values() if rope is not None), default=0)
     is_slice = isinstance(zero_pairs, slice)
-    pairs = list(range(n_pairs)[zero_pairs]) if is_slice else np.atleast_1d(np.asarray(zero_pairs)).tolist()
+    try:
+        pairs = list(range(n_pairs)[zero_pairs]) if is_slice else np.atleast_1d(np.asarray(zero_pairs)).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"zero_pairs={checks.shown(zero_pairs)}: give pairs by index, slice or list") from error
     if (pairs or is_slice) and not n_pairs:
         raise InputError("zero_pairs names frequency pairs, and under this setting nothing rotates: give a rope")
     if is_slice and not pairs:

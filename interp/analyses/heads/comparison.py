@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import InputError, StageError
 from interp.analyses.heads.schema import COMPARE, MEASURED, RANKED
 from interp.analyses.position.sinks import first_token_mass
@@ -12,7 +13,7 @@ from interp.common.labels import labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import stack_layers
 from interp.common.words import number_ranges
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 
 _HEAD = ("layer", "head")
 
@@ -40,10 +41,10 @@ def compare(cap_a: CaptureData, cap_b: CaptureData, labels: tuple[str, str] = ("
             packed documents.
         StageError: no layer that both hold.
     """
-    if len(set(labels)) != 2:
-        raise InputError(f"labels={labels!r}: give two different names")
-    for cap in (cap_a, cap_b):
-        cap.check_one_text("compare")
+    if not isinstance(labels, tuple | list) or len(checks.words("labels", labels)) != 2:
+        raise InputError(f"labels={checks.shown(labels)}: give two different names")
+    for name, cap in (("cap_a", cap_a), ("cap_b", cap_b)):
+        check_capture(cap, name).check_one_text("compare")
     check_same_text(cap_a, cap_b, labels)
     layers = [layer for layer in cap_a.layers if layer in cap_b.layers]
     _check_layers(cap_a, cap_b, layers, labels)
@@ -75,9 +76,11 @@ def ranked(comparison: xr.Dataset, by: str = "profile_divergence", n: int = 10) 
     Raises:
         InputError: there is no such variable, or n is below 1.
     """
+    n = checks.whole("n", n, at_least=1)
+    checks.instance("comparison", comparison, xr.Dataset, "what interp.compare returned")
     per_head = [str(name) for name, v in comparison.data_vars.items() if set(v.dims) == set(_HEAD)]
-    if by not in per_head or n < 1:
-        raise InputError(f"by={by!r}, n={n}: rank at least one head, by one of {', '.join(per_head)}")
+    if not isinstance(by, str) or by not in per_head:
+        raise InputError(f"by={checks.shown(by)}: rank by one of {', '.join(per_head) or 'none'}")
     rows = comparison[per_head].stack(rank=_HEAD, create_index=False)
     size = np.nan_to_num(np.abs(rows[by].values), nan=-np.inf)
     rows = rows.isel(rank=np.argsort(-size, kind="stable")[:n]).reset_coords(_HEAD)

@@ -21,14 +21,16 @@ def check_needle(cap: CaptureData, needle: Needle) -> None:
 
 
 def retrieval_score(needle: Needle, argmax_key: Int[np.ndarray, "head query"]) -> Float[np.ndarray, " head"]:
-    """Share of the needle's distinct tokens that a head copies while the model gives the answer.
+    """Share of the needle's distinct tokens that a head copies while the model reads the answer.
 
     A token counts once, as copied, when the query that has to predict it attends most to a place in the needle that
-    holds it. Source: arXiv:2404.15574, equation 1, with the answer given instead of generated.
+    holds it; an answer that is a part of the needle can have no more than that part copied. Source: arXiv:2404.15574,
+    equation 1, teacher-forced: there the model generates the answer, here it is given the answer's tokens, whatever it
+    would have said.
     """
     tokens = needle.tokens.numpy()
     wanted = np.arange(needle.answer.start, needle.answer.stop)
-    looked = argmax_key[:, wanted - 1]
+    looked = argmax_key[:, needle.predicting]
     copied = (looked >= needle.needle.start) & (looked < needle.needle.stop) & (tokens[looked] == tokens[wanted])
     distinct = len(set(tokens[needle.needle].tolist()))
     return np.array([len(set(tokens[wanted[row]].tolist())) / distinct for row in copied])
@@ -38,7 +40,7 @@ def needle_mass(
     cap: CaptureData, layer: int, needle: Needle, lse: Float[Tensor, "head query"]
 ) -> Float[np.ndarray, " head"]:
     """Mean attention to the needle, over the queries that predict the answer."""
-    rows = torch.arange(needle.answer.start - 1, needle.answer.stop - 1)
+    rows = torch.arange(needle.predicting.start, needle.predicting.stop)
     keys = torch.arange(needle.needle.start, needle.needle.stop)
     masses = []
     for head, own_lse in enumerate(lse):

@@ -43,7 +43,8 @@ SCORES: dict[str, Variable] = {
     "retrieval": Variable(
         _HEAD,
         "1",
-        "share of the needle's distinct tokens that the head, with its largest attention, copies into the answer",
+        "share of the needle's distinct tokens that the head, with its largest attention, copies while the answer is "
+        "read (teacher-forced: given, not generated)",
         "|{t_j : j in the needle, j = argmax p_i, t_j = t_i+1}| / |{t_j : j in the needle}|",
         "arXiv:2404.15574",
     ),
@@ -91,6 +92,23 @@ TYPICAL_HEADS: dict[str, Variable] = {
     "layer": Variable(("kind", "rank"), "", "layer of the head", "−1 where there is none"),
     "head": Variable(("kind", "rank"), "", "the head", "−1 where there is none"),
     "score": Variable(("kind", "rank"), "", "its score, in its kind's unit", "see score_name"),
+}
+
+_SWEEP = ("length", "depth")
+NEEDLE_SWEEP: dict[str, Variable] = {
+    "answer_loss": Variable(_SWEEP, "nat", "mean loss of the answer's tokens", "mean_i −ln P(t_i), i in the answer"),
+    "needle_mass": Variable(
+        _SWEEP,
+        "1",
+        "mean attention to the needle, over the queries that predict the answer and all heads",
+        "mean_i Σ_{j in needle} p_ij",
+    ),
+    "found": Variable(
+        _SWEEP,
+        "",
+        "whether greedy decoding gives the answer: each of its tokens is the likeliest after those before",
+        "∧_i t_i = argmax P(t | t_<i), i in the answer",
+    ),
 }
 
 # What is compared, of each of two captures.

@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.analyses.heads.copies import Copies
 from interp.analyses.heads.retrieval import check_needle
@@ -16,7 +17,7 @@ from interp.analyses.heads.schema import KINDS, SCORES, TYPICAL_HEADS
 from interp.analyses.heads.scores import TextFacts, layer_scores
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 from interp.texts.needles import Needle
 
@@ -45,7 +46,9 @@ def head_summary(
         StageError: no layer, or one that was not captured.
         InputError: fewer than two tokens, scores that are not finite, or a needle that is not in this text.
     """
-    chosen = asked_layers(cap.layers, layers)
+    chosen = asked_layers(check_capture(cap).layers, layers)
+    if needle is not None:
+        checks.instance("needle", needle, Needle, "what plant_needle made, or None")
     if len(cap.positions) < 2:
         raise InputError(f"{len(cap.positions)} token: heads show from 2 tokens on; capture with a larger n_tokens")
     if needle is not None:
@@ -87,12 +90,14 @@ def head_table(summary: xr.Dataset, sort_by: str | None = None, *, ascending: bo
     Raises:
         InputError: there is no such score.
     """
+    _check_summary(summary)
+    ascending = checks.flag("ascending", ascending)
     columns = ["layer", "head", "layer_type", "kv_head", *map(str, summary.data_vars)]
     table = summary.to_dataframe().reset_index().reindex(columns=columns)
     if sort_by is None:
         return table
-    if sort_by not in table.columns:
-        raise InputError(f"no score {sort_by!r} to sort by; there are {', '.join(map(str, table.columns))}")
+    if not isinstance(sort_by, str) or sort_by not in table.columns:
+        raise InputError(f"no score {checks.shown(sort_by)} to sort by; there are {', '.join(map(str, table.columns))}")
     return table.sort_values(by=sort_by, ascending=ascending, kind="stable", ignore_index=True)
 
 
@@ -110,8 +115,8 @@ def typical_heads(summary: xr.Dataset, n: int = 3) -> xr.Dataset:
     Raises:
         InputError: n below 1.
     """
-    if n < 1:
-        raise InputError(f"n={n}: ask for at least one head of each kind")
+    _check_summary(summary)
+    n = checks.whole("n", n, at_least=1)
     names = [name for name in KINDS if name in summary]
     n = min(n, summary.sizes["layer"] * summary.sizes["head"])
     shape = len(names), n
@@ -137,3 +142,9 @@ def typical_heads(summary: xr.Dataset, n: int = 3) -> xr.Dataset:
     return result_of(
         "typical_heads", labelled(out, TYPICAL_HEADS), "the heads that score highest on each kind's own score"
     )
+
+
+def _check_summary(summary: object) -> None:
+    """Raise unless this is what `head_summary` returned."""
+    if not isinstance(summary, xr.Dataset) or not {"layer", "head"} <= set(summary.dims):
+        raise InputError(f"summary={checks.shown(summary)}: give what interp.head_summary returned")

@@ -46,14 +46,27 @@ class HeadRows:
         """
         q, k, spec = cap.q(layer), cap.k(layer), cap.spec(layer)
         head = checked_head(head, q.shape[1])
+        see = Visibility.of(spec, cap.positions, cap.positions, documents=cap.documents)
+        return cls.among(q, k, spec, see, head, f"layer {layer}, head {head}")
+
+    @classmethod
+    def among(
+        cls,
+        q: Float[Tensor, "query head d_head"],
+        k: Float[Tensor, "key kv_head d_head"],
+        spec: AttentionSpec,
+        see: Visibility,
+        head: int,
+        name: str,
+    ) -> "HeadRows":
+        """One head of a layer's q and k, as they enter the score; see the attributes."""
         spec = replace(
             spec,
-            sinks=None if spec.sinks is None else spec.sinks[head : head + 1].cpu(),
+            sinks=None if spec.sinks is None else spec.sinks[head : head + 1].detach().cpu(),
             alibi_slopes=None if spec.alibi_slopes is None else spec.alibi_slopes[head : head + 1],
         )
-        see = Visibility.of(spec, cap.positions, cap.positions, documents=cap.documents)
         own_k = k[:, head // (q.shape[1] // k.shape[1])]
-        return cls(q[:, head].cpu(), own_k.cpu(), spec, see, f"layer {layer}, head {head}")
+        return cls(q[:, head].cpu(), own_k.cpu(), spec, see, name)
 
     def scores(self, rows: Int[Tensor, " row"], keys: Int[Tensor, " key"]) -> Float[Tensor, "row key"]:
         """Scores that enter softmax, −inf where the query does not see the key."""

@@ -10,12 +10,13 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
+from hooks import checks
 from hooks.errors import InputError, MaterializationError, PositionError, StageError
 from hooks.memory import free_bytes
 from interp.analyses.patterns.head_rows import HeadRows, checked_head
 from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.tokens import TokenChoice, chosen_tokens
 
 _ALL = slice(None)
@@ -88,10 +89,9 @@ def attention_map(
         PositionError: no such head, query or key.
         InputError: an unknown reduction, fewer than one cell, or tokens out of order.
     """
-    if reduce not in ("mean", "max"):
-        raise InputError(f"reduce={reduce!r}: choose mean or max")
-    if size < 1:
-        raise InputError(f"size={size}: a map has at least one cell on each side")
+    check_capture(cap)
+    size = checks.whole("size", size, at_least=1)
+    reduce = checks.choice("reduce", reduce, ("mean", "max"))
     head = checked_head(head, cap.q(layer).shape[1])
     if all(isinstance(part, slice) and part == _ALL for part in (queries, keys)) and size == _MAP_SIZE:
         array = cap.statistics([layer])[f"map_{reduce}"].sel(layer=layer, head=head, drop=True)
@@ -120,6 +120,7 @@ def top_keys(cap: CaptureData, layer: int, head: int, query: int | str, k: int =
         PositionError: no such head or query.
         InputError: k below 1, more than one query, or q or k that are not finite.
     """
+    k = checks.whole("k", k, at_least=1)
     row = chosen_tokens(cap, query, "query")
     if isinstance(query, str):
         row = row[-1:]
@@ -207,9 +208,12 @@ class PatternView:
 
 def _which(index: Any, n: int, what: str) -> list[int]:
     """Indices along a dimension of n, by index, slice or several indices."""
-    if isinstance(index, slice):
-        return list(range(n))[index]
-    several = np.atleast_1d(np.asarray(index))
+    try:
+        if isinstance(index, slice):
+            return list(range(n))[index]
+        several = np.atleast_1d(np.asarray(index))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} {checks.shown(index)}: give an index, a slice or a list of indices") from error
     if several.ndim != 1 or (several.size and not np.issubdtype(several.dtype, np.integer)):
         raise InputError(f"{what} {index!r}: give an index, a slice or a list of indices")
     outside = [int(i) for i in several if not -n <= i < n]

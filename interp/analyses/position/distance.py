@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.analyses.position.schema import POSITIONAL_BIAS, TYPICAL_DISTANCE
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
 
@@ -30,7 +31,7 @@ def positional_bias(cap: CaptureData, layers: int | Sequence[int] | None = None)
     Raises:
         StageError: no layer, or one that the capture does not hold.
     """
-    chosen = asked_layers(cap.layers, layers)
+    chosen = asked_layers(check_capture(cap).layers, layers)
     stats = cap.statistics(chosen)
     count = stats["count"]
     seen = count > 0
@@ -74,8 +75,9 @@ def typical_distance(bias: xr.Dataset, share: float = 0.5) -> xr.DataArray:
     Raises:
         InputError: another share.
     """
-    if not 0 < share <= 1:
-        raise InputError(f"share={share}: give a share of the attention above 0 and at most 1, such as 0.5")
+    share = checks.number("share", share, above=0, at_most=1)
+    if not isinstance(bias, xr.Dataset) or "attention_share" not in bias:
+        raise InputError(f"bias={checks.shown(bias)}: give what interp.positional_bias returned")
     size = np.abs(bias["distance"].values)
     spent = bias["attention_share"].fillna(0).transpose("layer", "head", "distance").values
     mass = np.zeros((int(size.max()) + 1, *spent.shape[:2]))

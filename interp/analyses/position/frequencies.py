@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks import AttentionSpec
+from hooks import AttentionSpec, checks
 from hooks.errors import InputError, MaterializationError, StageError
 from hooks.functional.float64 import float64_device
 from hooks.memory import free_bytes
@@ -66,6 +66,7 @@ def frequency_bias(
     Source:
         arXiv 2410.06205 (what heads use each frequency for), 2502.01563 (massive values).
     """
+    distances = checks.choice("distances", distances, ("all", "binned"))
     chosen = rotating_layers(cap, layers)
     pairs = [_pairs_of(cap, layer) for layer in chosen]
     cap.check_one_text("frequency_bias")

@@ -5,10 +5,11 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks.errors import InputError, StageError
+from hooks import checks
+from hooks.errors import StageError
 from interp.analyses.position.schema import LOSS_BY_POSITION
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 
 
 def loss_by_position(cap: CaptureData, bins: int = 32) -> xr.Dataset:
@@ -22,7 +23,7 @@ def loss_by_position(cap: CaptureData, bins: int = 32) -> xr.Dataset:
         StageError: the capture holds no loss.
         InputError: bins below 1, or a capture of packed documents.
     """
-    if not len(cap.loss):
+    if not len(check_capture(cap).loss):
         raise StageError(
             "this capture holds no loss: it is not complete, or was made from a cache or with loss=False; "
             "capture(model, text) holds it"
@@ -42,8 +43,7 @@ def binned_loss(nll: Float[Tensor, " predicted"], positions: Int[Tensor, " pos"]
     Returns:
         The Dataset of `loss_by_position`.
     """
-    if bins < 1:
-        raise InputError(f"bins={bins}: ask for at least one stretch of positions")
+    bins = checks.whole("bins", bins, at_least=1)
     loss, position = nll.cpu().double().numpy(), positions.cpu().numpy()[1:]
     starts = np.unique(np.linspace(0, len(loss), min(bins, len(loss)) + 1).astype(int))[:-1]
     count = np.diff(np.append(starts, len(loss)))

@@ -8,12 +8,12 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from hooks import AttentionSpec
+from hooks import AttentionSpec, checks
 from hooks.errors import InputError
 from interp.analyses.position.schema import RECEIVED_BY_POSITION
 from interp.common.binning import ratio
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
 PARTS = ("begin", "middle", "end")
@@ -49,12 +49,11 @@ def received_by_position(
     Source:
         arXiv 2307.03172 (lost in the middle), 2004.10102 (value-weighted attention).
     """
-    cap.check_one_text("received_by_position")
+    check_capture(cap).check_one_text("received_by_position")
     n = len(cap.positions)
     if n < 3:
         raise InputError(f"{n} tokens have no begin, middle and end: capture a longer text")
-    if bins < 1 or not 0 < edge < 0.5:
-        raise InputError(f"bins={bins} must be at least 1 and edge={edge} between 0 and 0.5")
+    bins, edge = checks.whole("bins", bins, at_least=1), checks.number("edge", edge, above=0, below=0.5)
     chosen = asked_layers(cap.layers, layers)
     stats = cap.statistics(chosen)
     starts = np.unique(np.linspace(0, n, min(bins, n) + 1).astype(int))[:-1]

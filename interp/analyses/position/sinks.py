@@ -6,11 +6,12 @@ import numpy as np
 import torch
 import xarray as xr
 
+from hooks import checks
 from hooks.errors import InputError
 from interp.analyses.position.received import queries_seeing
 from interp.analyses.position.schema import FIRST_TOKEN_MASS, SINK_RATE
 from interp.common.labels import labelled, result_of
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
 # The share of attention on the first token above which a head counts as a sink head (arXiv 2410.10781).
@@ -30,7 +31,7 @@ def first_token_mass(cap: CaptureData, layers: int | Sequence[int] | None = None
 
     Source: the sink rate of arXiv 2410.10781 with k = 1.
     """
-    chosen = asked_layers(cap.layers, layers)
+    chosen = asked_layers(check_capture(cap).layers, layers)
     mass = cap.statistics(chosen)["sink_mass"].sel(sink_size=1)
     n = mass.sizes["query"]
     index = torch.arange(n)
@@ -76,9 +77,8 @@ def sink_rate(
     Source:
         arXiv 2410.10781; github.com/sail-sg/Attention-Sink.
     """
-    n = len(cap.positions)
-    if k < 1 or not 0 <= epsilon <= 1:
-        raise InputError(f"k={k} counts tokens from 1, and epsilon={epsilon} lies between 0 and 1")
+    n = len(check_capture(cap).positions)
+    k, epsilon = checks.whole("k", k, at_least=1), checks.share("epsilon", epsilon)
     if cap.longest <= k:
         raise InputError(
             f"{cap.longest} tokens: whether token {k} is a sink shows only after it, so capture a longer text"

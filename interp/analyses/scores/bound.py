@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooks import AttentionSpec, QKNormConfig, RopeConfig
+from hooks import AttentionSpec, QKNormConfig, RopeConfig, checks
 from hooks.errors import InputError
 from hooks.functional.rope import inv_freq
 from interp.analyses.scores.rotation_blocks import RotationBlocks
@@ -78,6 +79,8 @@ def score_bound(
     Raises:
         InputError: Gains that do not fit each other or the norm, or that are missing.
     """
+    _check_kinds(qk_norm, rope, spec)
+    gain_q, gain_k = _checked_gain("gain_q", gain_q), _checked_gain("gain_k", gain_k)
     features = _features(gain_q, gain_k, d_head)
     a, b, per_head = _gains(gain_q, gain_k, features)
     distances = None if distance is None else _as_tensor(distance)
@@ -116,8 +119,28 @@ def score_bound(
     return out if per_head else (float(out[0]) if out.ndim == 1 else out[0])
 
 
+def _check_kinds(qk_norm: object, rope: object, spec: object) -> None:
+    """Raise for settings that are none."""
+    checks.instance("spec", spec, AttentionSpec, "an AttentionSpec")
+    if qk_norm is not None:
+        checks.instance("qk_norm", qk_norm, QKNormConfig, "a QKNormConfig, or None")
+    if rope is not None:
+        checks.instance("rope", rope, RopeConfig, "a RopeConfig, or None")
+
+
+def _checked_gain(name: str, gain: Any) -> Tensor | None:
+    """A gain as a tensor [d_head] or [head d_head] of a floating type."""
+    good = isinstance(gain, Tensor) and gain.ndim in (1, 2) and gain.is_floating_point() and gain.numel()
+    if gain is not None and (not good or gain.is_meta or gain.is_sparse or gain.itemsize < 2):
+        raise InputError(f"{name}={checks.shown(gain)}: give a floating tensor [d_head] or [head d_head]")
+    return gain
+
+
 def _as_tensor(distance: int | Sequence[int] | Tensor | np.ndarray) -> Float[Tensor, " distance"]:
     """Distances in float64."""
+    if not isinstance(distance, int | np.integer | Sequence | np.ndarray | Tensor):
+        raise InputError(f"distance={checks.shown(distance)}: give a whole number, or several")
+    checks.wholes("distance", distance, at_least=-(2**53), at_most=2**53)
     if isinstance(distance, Tensor):
         return torch.atleast_1d(distance.cpu().double())
     return torch.from_numpy(np.array(distance, dtype=np.float64, ndmin=1))

@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
 
-from hooks import AttentionSpec
+from hooks import AttentionSpec, checks
 from hooks.errors import InputError, StageError
 from interp.analyses.counterfactual.recompute import recompute
 from interp.analyses.counterfactual.variants import VARIANTS, StepVariant, step_variant
@@ -63,7 +63,7 @@ def score_ranges(
         float16's 65504: IEEE 754 binary16. Variants as in arXiv 2302.05442 and 2309.14322, which motivate QK-norm.
     """
     chosen = chosen_layers(cap, layers)
-    levels = [float(q) for q in np.atleast_1d(quantiles)]
+    levels = list(checks.numbers("quantiles", quantiles, at_least=0, at_most=1))
     shape = (len(chosen), cap.cfg.n_heads, len(VARIANTS))
     values = {name: np.full(shape, np.nan) for name in _PER_VARIANT}
     at_level = np.full((*shape, len(levels)), np.nan)

@@ -9,13 +9,14 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks import AttentionSpec, HookedTransformerConfig
+from hooks import AttentionSpec, HookedTransformerConfig, checks
 from hooks.errors import InputError, TextError
 from interp.analyses.scores.bound import score_bound
 from interp.analyses.scores.schema import BOUND_BY_DISTANCE
 from interp.common.labels import labelled, result_of
 from interp.common.progress import track
-from interp.tensors.capture_data import CaptureData
+from interp.tensors.capture_data import CaptureData, check_capture
+from interp.tensors.constants import LayerConstants
 from interp.tensors.selection import asked_layers
 
 NO_LIMIT = "nothing limits q and k: no QK-norm, no clip and no soft-cap was found in this layer"
@@ -56,6 +57,7 @@ def bound_by_distance(
         )
     stats = cap.statistics(chosen)
     if distances is not None:
+        distances = checks.wholes("distances", distances)
         absent = np.setdiff1d(distances, stats["distance"].values)
         if absent.size:
             raise InputError(f"distance {absent[0]} does not occur: they go up to {int(stats['distance'].max())} here")
@@ -100,23 +102,47 @@ def layer_bound(
     """
     cfg, steps = cap.cfg if cfg is None else cfg, cap.steps(layer) if steps is None else steps
     constants, n = cap.constants(layer), cap.longest
-    spec = constants.spec if spec is None else spec
-    known = not _unknown(cap, layer, cfg, steps)
+    constants = constants if spec is None else replace(constants, spec=spec)
+    return proven_bound(constants, layer, cfg, steps, length=n, max_distance=n - 1, distance=distance)
+
+
+def proven_bound(
+    constants: LayerConstants,
+    layer: int,
+    cfg: HookedTransformerConfig,
+    steps: Sequence[str],
+    *,
+    length: int | None = None,
+    max_distance: int | None = None,
+    distance: np.ndarray | None = None,
+) -> Float[np.ndarray, "*head_and_distance"]:
+    """The largest |s| that each head can reach with these weights, inf where nothing limits it or too little is known.
+
+    Args:
+        constants: what is known of the layer's weights.
+        layer: which layer they are of.
+        cfg: settings of norm, rotation and clip.
+        steps: the steps behind q and k, in order.
+        length: of the input, for schedules that depend on it.
+        max_distance: the largest distance that occurs; None for every distance.
+        distance: give the bound at each of these distances.
+    """
+    known = not _unknown(constants, layer, cfg, steps)
     normed, turned, clipped = (known and step in steps for step in ("norm", "rope", "clip"))
     bound = score_bound(
         cfg.qk_norm if normed else None,
         cfg.rope_for(layer) if turned else None,
         constants.gain_q if normed else None,
         constants.gain_k if normed else None,
-        spec,
+        constants.spec,
         distance=distance,
         bias_q=constants.bias_q if normed else None,
         bias_k=constants.bias_k if normed else None,
         clip_qkv=cfg.clip_qkv if clipped else None,
         clip_position=cfg.clip_position,
         frequencies=constants.inv_freq if turned else None,
-        length=n,
-        max_distance=n - 1,
+        length=length,
+        max_distance=max_distance,
         d_head=cfg.d_head,
     )
     shape = (cfg.n_heads,) if distance is None else (cfg.n_heads, len(distance))
@@ -135,7 +161,12 @@ def bound_reason(
     if np.isfinite(layer_bound(cap, layer, cfg=cfg, steps=steps, spec=spec)).all():
         return ""
     cfg, steps = cap.cfg if cfg is None else cfg, cap.steps(layer) if steps is None else steps
-    return _unknown(cap, layer, cfg, steps) or NO_LIMIT
+    return no_bound(cap.constants(layer), layer, cfg, steps)
+
+
+def no_bound(constants: LayerConstants, layer: int, cfg: HookedTransformerConfig, steps: Sequence[str]) -> str:
+    """Why `proven_bound` is infinite, in a layer where it is."""
+    return _unknown(constants, layer, cfg, steps) or NO_LIMIT
 
 
 def vector_bounds(cap: CaptureData, layer: int) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
@@ -157,7 +188,7 @@ def chosen_layers(cap: CaptureData, layers: int | Sequence[int] | None) -> tuple
         StageError: no layer, or one that the capture does not hold.
         TextError: fewer than two tokens.
     """
-    chosen = asked_layers(cap.layers, layers)
+    chosen = asked_layers(check_capture(cap).layers, layers)
     for layer in chosen:
         cap.steps(layer)
     if len(cap.positions) < 2:
@@ -165,9 +196,9 @@ def chosen_layers(cap: CaptureData, layers: int | Sequence[int] | None) -> tuple
     return chosen
 
 
-def _unknown(cap: CaptureData, layer: int, cfg: HookedTransformerConfig, steps: Sequence[str]) -> str:
-    """What the capture does not know of these steps, though a bound would need it; empty if nothing."""
-    constants, after = cap.constants(layer), steps
+def _unknown(constants: LayerConstants, layer: int, cfg: HookedTransformerConfig, steps: Sequence[str]) -> str:
+    """What is not known of these steps, though a bound would need it; empty if nothing."""
+    after = steps
     if "norm" in steps:
         if cfg.qk_norm is None or constants.gain_q is None or constants.gain_k is None:
             return "the capture does not hold the norm's gains: capture the model itself instead of reading a cache"

@@ -140,19 +140,19 @@ def count_bins(cells, width, edge, keys, first, stop, shift, offset, index, coun
 
 @njit(inline="always")
 def _merge(size, reference, total, square, smallest, largest, t, sums):
-    """Merge sixteen distances' sums, relative to `reference`, over `size` scores each, into the totals from t on.
+    """Merge sixteen distances' sums over `size` scores, squares relative to `reference`, into the totals from t on.
 
     ``δ = mean_b − mean_a``; ``mean = mean_a + δ n_b/n``; ``M2 = M2_a + M2_b + δ² n_a n_b / n``.
 
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm", 1979, eq. 2.1.
     """
-    total = widen(total)
-    off = wmul(total, wfill(1.0 / size))
-    m2 = wmax(wsub(widen(square), wmul(total, off)), wfill(0.0))
+    mean_here = wmul(total, wfill(1.0 / size))
+    off = wsub(mean_here, widen(reference))
+    m2 = wmax(wsub(widen(square), wmul(wmul(off, off), wfill(size))), wfill(0.0))
     before, mean = wload(sums.seen, t), wload(sums.mean, t)
     after = wadd(before, wfill(size))
     share = wdiv(wfill(size), after)
-    delta = wsub(wadd(widen(reference), off), mean)
+    delta = wsub(mean_here, mean)
     m2 = wfma(wmul(delta, delta), wmul(before, share), m2)
     wstore(sums.seen, t, after)
     wstore(sums.mean, t, wfma(delta, share, mean))
@@ -176,8 +176,9 @@ def visible_columns(first, stop):
 def distance_moments(cells, at, width, first, stop, high, shift, sums):
     """Merge a tile's scores into count, mean, centred second moment and extremes of each distance.
 
-    Within a tile scores are taken relative to one of them, so that squares lose nothing. ``cells[at]`` is key 0 of row
-    0. Columns 0 … high − 1 of the sheared tile go to column u + shift of the totals.
+    Within a tile scores are squared relative to one of them, so that squares lose nothing; their sum is float64, since
+    scores of both signs may leave little of it. ``cells[at]`` is key 0 of row 0. Columns 0 … high − 1 of the sheared
+    tile go to column u + shift of the totals.
     """
     rows = first.size
     begin, end, left, right = visible_columns(first, stop)
@@ -187,14 +188,15 @@ def distance_moments(cells, at, width, first, stop, high, shift, sums):
         here = at + u - (rows - 1)
         if u >= left and u + _PAIR <= min(right, end):
             reference, reference2 = vload(cells, here), vload(cells, here + LANES)
-            total = total2 = square = square2 = vfill(_ZERO)
+            total, total2 = wfill(0.0), wfill(0.0)
+            square = square2 = vfill(_ZERO)
             smallest, largest, smallest2, largest2 = reference, reference, reference2, reference2
             for r in range(rows):
                 x, y = vload(cells, here + r * (width + 1)), vload(cells, here + r * (width + 1) + LANES)
                 smallest, largest = vmin(x, smallest), vmax(x, largest)
                 smallest2, largest2 = vmin(y, smallest2), vmax(y, largest2)
+                total, total2 = wadd(total, widen(x)), wadd(total2, widen(y))
                 x, y = vsub(x, reference), vsub(y, reference2)
-                total, total2 = vadd(total, x), vadd(total2, y)
                 square, square2 = vfma(x, x, square), vfma(y, y, square2)
             _merge(float(rows), reference, total, square, smallest, largest, u + shift, sums)
             _merge(float(rows), reference2, total2, square2, smallest2, largest2, u + LANES + shift, sums)
@@ -208,7 +210,8 @@ def distance_moments(cells, at, width, first, stop, high, shift, sums):
 def _masked_moments(cells, here, width, first, stop, key, t, sums):
     """Sixteen columns of `distance_moments` in which some rows are hidden; they start with key `key` of row 0."""
     rows = first.size
-    count = reference = total = square = vfill(_ZERO)
+    count = reference = square = vfill(_ZERO)
+    total = wfill(0.0)
     smallest, largest = vfill(_HUGE), vfill(-_HUGE)
     for r in range(rows):
         begin, end = max(first[r] - r - key, 0), min(stop[r] - r - key, LANES)
@@ -221,20 +224,22 @@ def _masked_moments(cells, here, width, first, stop, key, t, sums):
             count = vadd(count, vpick(vfill(_ONE), vfill(_ZERO), begin, end))
             smallest = vmin(smallest, vpick(x, vfill(_HUGE), begin, end))
             largest = vmax(largest, vpick(x, vfill(-_HUGE), begin, end))
+            total = wadd(total, widen(vpick(x, vfill(_ZERO), begin, end)))
             x = vsub(x, reference)
-            total, square = vadd(total, x), vfma(x, x, square)
-    parts = np.empty(4 * LANES, np.float32)
-    for i, x in enumerate((count, reference, total, square)):
+            square = vfma(x, x, square)
+    parts, totals = np.empty(3 * LANES, np.float32), np.empty(LANES, np.float64)
+    for i, x in enumerate((count, reference, square)):
         vstore(parts, i * LANES, x)
+    wstore(totals, 0, total)
     for lane in range(LANES):
         size, i = np.float64(parts[lane]), t + lane
         if size > 0:
-            off = parts[2 * LANES + lane] / size
-            delta = parts[LANES + lane] + off - sums.mean[i]
+            off = totals[lane] / size - parts[LANES + lane]
+            delta = totals[lane] / size - sums.mean[i]
             before = sums.seen[i]
             sums.seen[i] = before + size
             sums.mean[i] += delta * size / (before + size)
-            sums.m2[i] += max(parts[3 * LANES + lane] - size * off * off, 0.0)
+            sums.m2[i] += max(parts[2 * LANES + lane] - size * off * off, 0.0)
             sums.m2[i] += delta * delta * before * size / (before + size)
     vstore(sums.smallest, t, vmin(smallest, vload(sums.smallest, t)))
     vstore(sums.largest, t, vmax(largest, vload(sums.largest, t)))

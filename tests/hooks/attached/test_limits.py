@@ -45,6 +45,8 @@ def test_chunks_beyond_their_length_say_so():
     [
         ("mixtral", "blocks.0.attn.hook_q_normed", "has no QK-norm; it has hook_q, hook_rot_q"),
         ("mixtral", "blocks.0.attn.hook_q_pre_norm", "has no QK-norm"),
+        ("mixtral", "blocks.1.attn.hook_q_input", "the same tensor; hook_resid_pre holds it"),
+        ("mixtral", "blocks.1.hook_mlp_in", "the same tensor; hook_resid_pre holds it"),
         ("mixtral", "blocks.1.mlp.hook_pre", "experts .* hook_mlp_out holds"),
         ("mixtral", "blocks.1.hook_resid_mid", "hook_resid_pre . hook_attn_out"),
         ("mixtral", "blocks.1.ln1.hook_scale", "its own modules"),

@@ -7,7 +7,7 @@ from tiny_foreign import foreign_model
 from tiny_hooked import random_tokens, tiny_model
 
 from hooks import HookedTransformer
-from hooks.errors import InputError
+from hooks.errors import InputError, RopescopeError
 
 IDS = random_tokens(8, batch=2)
 ALONE = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]])
@@ -125,3 +125,50 @@ def test_no_loss_where_no_token_is_predicted(model, return_type):
 def test_a_slice_that_is_none_is_refused(model, window):
     with pytest.raises(InputError, match="pos_slice="):
         model.run_with_cache(IDS, pos_slice=window)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda model: model.embed_tokens("the"), "tokens="),
+        (lambda model: model.embed_tokens(torch.tensor([[99]])), "outside this model's vocabulary"),
+        (lambda model: model.embed_tokens(torch.ones(1, 3)), "tokens="),
+        (lambda model: model.context(None), "tokens=None"),
+        (lambda model: model.context(torch.ones(1, 3, dtype=torch.long), rope_length=0), "rope_length=0"),
+        (lambda model: model.unembed_residual(torch.ones(1, 3, 5)), "resid="),
+        (lambda model: model.unembed_residual(torch.ones(1, 3, 32, dtype=torch.float64)), "resid="),
+        (
+            lambda model: model.residual_loss(torch.ones(1, 3, 32), torch.ones(1, 4, dtype=torch.long)),
+            "one vector each",
+        ),
+        (lambda model: model.logit_bias(99), "ids go from 0 to 60"),
+        (lambda model: model.tokens_to_residual_directions(1.5), "tokens="),
+        (lambda model: model.accumulated_bias(3), "layer=3"),
+        (lambda model: model.accumulated_bias(1, mlp_input=1), "mlp_input=1"),
+        (lambda model: model.attention_steps(0, "x"), "tensor='x'"),
+        (lambda model: model.attention_spec(1.0), r"layer=1\.0"),
+        (lambda model: model(torch.ones(1, 3, dtype=torch.long), return_type=["logits"]), "return_type"),
+        (lambda model: model(torch.ones(1, 3, dtype=torch.long), loss_per_token=1), "loss_per_token=1"),
+        (lambda model: model.run_with_hooks(torch.ones(1, 3), fwd_hooks=[None]), "fwd_hooks=None"),
+        (lambda model: model.run_with_hooks(torch.ones(1, 3), fwd_hooks=torch.tensor(1)), "fwd_hooks="),
+        (lambda model: model.add_hook("blocks.0.hook_resid_pre", print, level="x"), "level='x'"),
+        (lambda model: model.add_hook("blocks.0.hook_resid_pre", print, is_permanent=2), "is_permanent=2"),
+        (lambda model: model.run_with_cache(torch.ones(1, 3, dtype=torch.long), names_filter=3), "names_filter=3"),
+        (lambda model: model.run_with_cache(torch.ones(1, 3, dtype=torch.long), pos_slice=True), "pos_slice=True"),
+        (lambda model: model.run_with_cache(torch.ones(1, 3, dtype=torch.long), pos_slice=9), "no such position"),
+        (lambda model: model.run_with_cache(IDS, pos_slice=slice(0, 5, 0)), r"pos_slice=slice\(0, 5, 0\)"),
+        (lambda model: model.run_with_cache(IDS, pos_slice=(5, 0, -1)), r"pos_slice=\(5, 0, -1\)"),
+        (lambda model: model.run_with_cache(IDS, pos_slice=[slice(0, 5)]), r"pos_slice=\[slice"),
+    ],
+)
+def test_what_a_method_is_given_is_named(ask, said):
+    with pytest.raises(RopescopeError, match=said):
+        ask(tiny_model())
+
+
+def test_one_id_of_any_whole_kind_and_none_at_all():
+    model = tiny_model()
+    expected = model.unembed.weight[7]
+    for token in (7, torch.tensor(7), np.int64(7), [7]):
+        assert torch.equal(model.tokens_to_residual_directions(token), expected)
+    assert model.tokens_to_residual_directions(torch.tensor([], dtype=torch.long)).shape == (0, 32)

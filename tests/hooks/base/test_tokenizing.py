@@ -8,7 +8,7 @@ from tiny_hooked import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from hooks.errors import TokenizerError, TokenizerWarning
+from hooks.errors import InputError, TokenizerError, TokenizerWarning
 from hooks.loading.tokenizers import prepends_bos
 
 WORDS = {"<bos>": 0, "a": 1, "b": 2, "<unk>": 3}
@@ -73,3 +73,20 @@ def test_a_tokenizer_without_bos(model):
     with pytest.raises(TokenizerError, match="no BOS token"):
         model.to_tokens("a", prepend_bos=True)
     assert torch.equal(model.to_tokens("<bos> a"), torch.tensor([[0, 1]]))
+
+
+def test_where_a_token_stands(model):
+    model.tokenizer = tokenizer(adds=True)
+    assert model.get_token_position("b", "a b a b") == 2
+    assert model.get_token_position("b", "a b a b", mode="last") == 4
+    assert model.get_token_position(1, "a b a b", prepend_bos=False) == 0
+    ids = torch.tensor([2, 1, 2])
+    assert model.get_token_position(2, ids, "last") == model.get_token_position("b", ids[None], "last") == 2
+    with pytest.raises(InputError, match="token '<bos>' is not among the 3 tokens"):
+        model.get_token_position("<bos>", ids)
+    with pytest.raises(InputError, match="one text, not in a batch"):
+        model.get_token_position(2, ids.expand(2, -1))
+    with pytest.raises(InputError, match="mode='second'"):
+        model.get_token_position(2, ids, "second")
+    with pytest.raises(TokenizerError, match="2 tokens"):
+        model.get_token_position("a b", ids)

@@ -38,7 +38,9 @@ def test_a_setting_that_changes_the_numbers_is_named(model, changes):
 
 def test_where_it_runs_and_how_it_is_called_do_not_count(model):
     bos = {name: not getattr(model.cfg, name) for name in ("default_prepend_bos", "tokenizer_prepends_bos")}
-    other = model.cfg.replace(device="meta", model_name="elsewhere", provenance={"eps": "a paper"}, seed=5, **bos)
+    shown = dict.fromkeys(("use_attn_in", "use_attn_result", "use_hook_mlp_in", "use_split_qkv_input"), True)
+    aside = {"device": "meta", "model_name": "elsewhere", "provenance": {"eps": "a paper"}, "seed": 5}
+    other = model.cfg.replace(d_vocab_out=model.cfg.d_vocab, **aside, **shown, **bos)
     assert model.cfg.computes_like(other)
     assert {name for name in other.to_dict() if other.to_dict()[name] != model.cfg.to_dict()[name]} == ASIDE
 

@@ -442,8 +442,6 @@ def test_inherit_fills_what_the_new_schedule_uses():
     ("name", "value", "instead"),
     [
         ("n_devices", 2, "model.to"),
-        ("use_attn_in", True, "hook_q_input"),
-        ("use_hook_mlp_in", True, "hook_resid_mid"),
         ("use_hook_tokens", True, "tokens"),
         ("init_mode", "xavier_uniform", "gpt2"),
         ("init_mode", "anything", "gpt2"),
@@ -454,3 +452,25 @@ def test_what_would_change_nothing_is_refused_by_name(name, value, instead):
         config(**{name: value})
     with pytest.raises(ConfigError, match=f"{name}=.*{instead}"):
         setattr(config(), name, value)
+
+
+def test_switches_of_points_are_kept_and_are_switches():
+    for name in ("use_attn_in", "use_attn_result", "use_hook_mlp_in", "use_split_qkv_input"):
+        assert getattr(config(**{name: True}), name) is True
+        with pytest.raises(ConfigError, match=f"{name}='yes'"):
+            config(**{name: "yes"})
+
+
+def test_the_number_of_logits_is_the_vocabulary():
+    cfg = config(d_vocab=100)
+    assert cfg.d_vocab_out == cfg.d_vocab == 100
+    assert cfg.replace(d_vocab=70).d_vocab_out == 70
+    assert type(cfg).from_dict(cfg.to_dict()) == cfg
+    with pytest.raises(ConfigError, match="d_vocab_out=7 must be d_vocab=100"):
+        config(d_vocab=100, d_vocab_out=7)
+
+
+@pytest.mark.parametrize("name", ["use_yarn_rope", "yarn_factor", "yarn_original_max_position_embeddings"])
+def test_yarn_flags_are_told_of_rope_config(name):
+    with pytest.raises(ConfigError, match=rf"'{name}' is not a setting.*RopeConfig\('yarn', factor"):
+        config(**{name: 4.0})

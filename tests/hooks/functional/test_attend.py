@@ -430,3 +430,17 @@ def test_bad_shapes_and_bad_hooks_are_named(attend):
     if attend is not attend_fused:
         with pytest.raises(InputError, match="on_pattern returned None"):
             attend(q, k, v, AttentionSpec(1.0), on_pattern=lambda p, *_: None)
+
+
+@pytest.mark.parametrize("window", [None, 3, 9, 10, 40])
+@pytest.mark.parametrize("n_keys", [1, 2, 9, 10, 11])
+@pytest.mark.parametrize("start", [0, 1, 8, 9, 10])
+def test_a_single_query_sees_what_stands_before_it(start, n_keys, window):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, heads, 16) for n, heads in ((1, 4), (n_keys, 2), (n_keys, 2)))
+    start = min(start, n_keys - 1)
+    z = attend_fused(q, k, v, AttentionSpec(scale=0.3, window=window), query_start=start)
+    for row in range(2):
+        scores = dense_scores(q[row], k[row], 0.3, window=window, query_start=start)
+        expected = dense_z(dense_pattern(scores), v[row])
+        torch.testing.assert_close(z[row].double(), expected, rtol=1e-5, atol=1e-6)

@@ -30,10 +30,11 @@ def test_gguf(family, tied, tmp_path):
     constants = {"query_pre_attn_scalar": 32} if family in ("gemma2", "gemma3_text") else {}
     if family == "qwen2":
         constants["use_sliding_window"] = False  # the format has no key for it
-    theirs = tiny_model(family, Shape(tied=tied, bias=tied, layers=7), **constants)
     if family == "gemma3_text":
-        theirs.config.layer_types = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
-        theirs.config.rope_parameters["sliding_attention"]["rope_theta"] = 10_000.0
+        rope = {"rope_type": "default", "rope_theta": 10_000.0}
+        constants["layer_types"] = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+        constants["rope_parameters"] = {"full_attention": rope, "sliding_attention": rope}
+    theirs = tiny_model(family, Shape(tied=tied, bias=tied, layers=7), **constants)
     ours = load(write_gguf(theirs, tmp_path / "tiny.gguf"))
     expected = load(theirs)
     assert ours.tokenizer is None

@@ -303,6 +303,25 @@ def test_a_tensor_that_lies_elsewhere(tmp_path, offset):
         load(path)
 
 
+def test_a_tensor_whose_type_takes_fewer_bytes(tmp_path):
+    """A flipped bit makes Q8_0 of float32: what it leaves over belongs to no tensor."""
+    path = write_gguf(tiny_model("qwen3", Shape(bias=False, d_model=64)), tmp_path / "m.gguf")
+    whole = path.read_bytes()
+    _, at = tensor_info(whole, b"blk.1.ffn_norm.weight")
+    kind = int(gguf.GGMLQuantizationType.Q8_0).to_bytes(4, "little")
+    path.write_bytes(whole[: at - 4] + kind + whole[at:])
+    with pytest.raises(WeightError, match=r"blk\.1\.ffn_norm\.weight.*belong to no tensor"):
+        load(path)
+
+
+def test_a_header_that_became_longer(tmp_path):
+    """Data that lies further back than its header says would be read from the wrong place."""
+    path = write_gguf(tiny_model("qwen3", Shape(bias=False)), tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes() + bytes(33))
+    with pytest.raises(WeightError, match="after the last tensor"):
+        load(path)
+
+
 @pytest.mark.parametrize("axes", [0, 5, 2**32 - 1])
 def test_a_tensor_of_no_axes_or_too_many(tmp_path, axes):
     path = write_gguf(tiny_model("qwen3", Shape(bias=False)), tmp_path / "m.gguf")

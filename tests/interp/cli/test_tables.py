@@ -41,8 +41,10 @@ def test_every_hook_of_a_layer_is_printed_with_its_aliases_and_shape(gemma):
             assert name not in words
             continue
         assert name in words
-        assert {alias.rsplit(".", 1)[-1] for alias in info.aliases} <= words
+        module = f"{name.rpartition('.')[0]}."
+        assert {a.removeprefix(module).replace("blocks.1.", "blocks.{i}.") for a in info.aliases} <= words
     assert f"[batch, pos, {model.cfg.n_kv_heads}, {model.cfg.d_head}]" in printed
+    assert "blocks.{i}.hook_q_input" in words  # which lies elsewhere than attn.hook_q_input
 
 
 def test_layers_alike_share_a_row(gemma):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from tiny_hooked import random_tokens, tiny_model
+from words import tokenizer_of_words
 
 import interp
 from hooks import RopeConfig
@@ -40,6 +41,9 @@ def results():
     statistics, bias = cap.statistics(), interp.positional_bias(cap)
     summary, comparison = interp.head_summary(cap, needle=needle), interp.compare(cap, cap_b, ("ours", "theirs"))
     pair = {"a": "ours", "b": "theirs"}
+    with interp.watch_scores(model) as watch:
+        model(tokens[None])
+        watch.step()
     return {
         "attention_statistics": [
             (interp.attention_statistics(q, k, spec, v=cap.v(0), w_o=constants.w_o, queries=20), {}, {}),
@@ -69,11 +73,21 @@ def results():
         "stage_ranges": [(stage_ranges(cap), {}, {})],
         "bound_by_distance": [(interp.bound_by_distance(cap), {}, {})],
         "precision_cost": [(interp.precision_cost(cap, queries=16), {}, {})],
+        "watch_scores": [(watch.dataset(), {}, {})],
         "head_summary": [(summary, {}, {})],
         "typical_heads": [(interp.typical_heads(summary), {}, {})],
+        "needle_sweep": [(swept(), {}, {})],
         "compare": [(comparison, pair, {})],
         "ranked": [(interp.ranked(comparison), pair, {})],
     }
+
+
+def swept():
+    """A needle sweep of a model that has words."""
+    model = tiny_model()
+    model.tokenizer = tokenizer_of_words()
+    haystack = "w0 w1 w2 w3 " * 20
+    return interp.needle_sweep(model, [30, 40], [0, 1], sentence="w7 w8", question="w2", haystack=haystack)
 
 
 def variables_of(analysis: str, result: xr.Dataset | xr.DataArray) -> Iterator[tuple[str, xr.DataArray]]:
@@ -114,7 +128,7 @@ def test_every_public_analysis_has_a_table():
         if inspect.isfunction(function) and inspect.signature(function).return_annotation in (xr.Dataset, xr.DataArray)
     }
     assert analyses <= set(CATALOGUE)
-    assert set(CATALOGUE) - analyses == {"stage_ranges", "top_keys"}
+    assert set(CATALOGUE) - analyses == {"stage_ranges", "top_keys", "watch_scores"}
 
 
 def test_coordinates_say_the_same_everywhere(results):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from tiny_hooked import random_tokens, tiny_model
+from words import tokenizer_of_words
 
 import interp
 from hooks import RopeConfig
@@ -30,6 +31,16 @@ CAPTURES = {
     "a layer without rotation": ({"layer_types": KINDS, "window_size": 4, "rope": {KINDS[0]: ROPE, KINDS[1]: None}}, 9),
     "alibi": ({"alibi_slopes": (2.0, 1.0, 0.5, 0.25)}, 9),
 }
+
+
+def swept(model, seed):
+    """A needle sweep, of the same model with words."""
+    texts = {"sentence": "w7 w8", "question": f"w{seed % 7}", "haystack": "w0 w1 w2 w3 " * 20}
+    model = model.with_config()
+    model.tokenizer = tokenizer_of_words()
+    return interp.needle_sweep(model, [30, 40], [0, 0.5, 1], **texts)
+
+
 GROUPS = ("rows", "keys", "distances", "map", "scores")
 ANALYSES = {
     "attention_map": lambda cap, other, model: interp.attention_map(cap, 0, 0),
@@ -41,6 +52,7 @@ ANALYSES = {
     "frequency_bias, binned": lambda cap, other, model: interp.frequency_bias(cap, distances="binned"),
     "head_summary": lambda cap, other, model: interp.head_summary(cap),
     "loss_by_position": lambda cap, other, model: interp.loss_by_position(cap),
+    "needle_sweep": lambda cap, other, model: swept(model, len(cap.tokens)),
     "positional_bias": lambda cap, other, model: interp.positional_bias(cap),
     "precision_cost": lambda cap, other, model: interp.precision_cost(cap),
     "ranked": lambda cap, other, model: interp.ranked(interp.compare(cap, other), n=3),
@@ -88,6 +100,11 @@ def is_said(places, *domains):
     return any(all(abs(sum(domain or (0, 1)) / 2 - place[at]) < 1e-6 for at, domain in domains) for place in places)
 
 
+def panel_of(drawn, axis):
+    """Where the panel of an x axis stands from bottom to top."""
+    return drawn.get((axis.get("anchor") or "y").replace("y", "yaxis", 1), {}).get("domain")
+
+
 def is_key(trace):
     """Whether a trace is there for its colour bar only."""
     return trace.type == "scatter" and trace.marker.colorbar.title.text == "layer"
@@ -115,6 +132,11 @@ def audit(figure):
         for name, axis in axes.items():
             # Panels of a row or column share the title of the outermost.
             beside = [other for other in axes.values() if other.get("domain") == axis.get("domain")]
+            # Three or more in a row with one scale share the title of the one in the middle.
+            row = [other for other in axes.values() if panel_of(drawn, other) == panel_of(drawn, axis)]
+            scales = {json.dumps({key: other.get(key) for key in ("type", "range", "tickvals")}) for other in row}
+            if letter == "x" and len(row) > 2 and len(scales) == 1:
+                beside.append(sorted(row, key=lambda other: other["domain"])[(len(row) - 1) // 2])
             spoken = is_said(said, ("xy".index(letter), axis.get("domain")))
             if not any(other.get("title", {}).get("text") for other in beside) and not spoken:
                 wrong.append(f"{name} has no title")

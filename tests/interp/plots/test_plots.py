@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hooks.errors import InputError
 from interp import plots
 from interp.analyses.position.distance import typical_distance
-from interp.analyses.position.losses import loss_by_position
+from interp.analyses.position.losses import binned_loss
 from interp.common.binning import bin_distances
 from interp.plots import png, theme
 
@@ -114,7 +115,7 @@ def test_typical_distance_counts_keys_on_both_sides():
     for wanted, expected in ((0.05, 0), (0.5, 1), (0.56, 2), (0.95, 3), (1.0, 3)):
         assert typical_distance(bias, wanted).item() == expected
     for wrong in (0, -1, 50):
-        with pytest.raises(InputError, match="above 0 and at most 1"):
+        with pytest.raises(InputError, match="above 0 and of at most 1"):
             typical_distance(bias, wrong)
 
 
@@ -172,28 +173,20 @@ def test_layer_head_map_and_loss_draw_the_numbers():
     assert list(figure.data[0].y) == ["0", "2", "5", "7"]
 
 
-class OnlyLoss:
-    def __init__(self, n):
-        import torch
-
-        self.loss = torch.rand(n, generator=torch.Generator().manual_seed(n))
-        self.positions = torch.arange(n + 1)
-
-
 @pytest.mark.parametrize("n", [1, 2, 31, 33, 5_000])
 def test_loss_bins_cover_every_token_once(n):
-    cap = OnlyLoss(n)
-    loss = loss_by_position(cap)
+    nll = torch.rand(n, generator=torch.Generator().manual_seed(n))
+    loss = binned_loss(nll, torch.arange(n + 1))
     assert int(loss["count"].sum()) == n
     assert loss["first_position"].values[0] == 1
     assert loss["last_position"].values[-1] == n
     total = float((loss["loss_mean"] * loss["count"]).sum())
-    np.testing.assert_allclose(total, cap.loss.double().sum().item())
-    np.testing.assert_allclose(loss["running_mean"].values[-1], cap.loss.double().mean().item())
+    np.testing.assert_allclose(total, nll.double().sum().item())
+    np.testing.assert_allclose(loss["running_mean"].values[-1], nll.double().mean().item())
     np.testing.assert_array_equal(plots.loss_by_position(loss).data[0].y, loss["loss_mean"].values)
     np.testing.assert_array_equal(np.isnan(loss["loss_stderr"]), loss["count"] < 2)
     with pytest.raises(InputError, match="bins=0"):
-        loss_by_position(cap, bins=0)
+        binned_loss(nll, torch.arange(n + 1), bins=0)
 
 
 def test_map_png_has_the_pixels_it_should(tmp_path):

@@ -1,11 +1,13 @@
 """Whatever an analysis returns draws itself: a figure with the result's own numbers, light and dark."""
 
+import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_hooked import random_tokens, tiny_model
+from words import tokenizer_of_words
 
 import interp
 from hooks import QKNormConfig, RopeConfig
@@ -27,6 +29,14 @@ def cap(model):
     return interp.capture(model, random_tokens(N)[0])
 
 
+def swept(model):
+    """A needle sweep, of a model that has words."""
+    texts = {"sentence": "w7 w8", "question": "w2", "haystack": "w0 w1 w2 w3 " * 20}
+    model = model.with_config()
+    model.tokenizer = tokenizer_of_words()
+    return interp.needle_sweep(model, [30, 40], [0, 1], **texts)
+
+
 ANALYSES = {
     "attention_map": lambda cap, model: interp.attention_map(cap, 1, 0),
     "attention_pattern": lambda cap, model: interp.attention_pattern(cap, 1, 0),
@@ -36,6 +46,7 @@ ANALYSES = {
     "frequency_bias": lambda cap, model: interp.frequency_bias(cap),
     "head_summary": lambda cap, model: interp.head_summary(cap),
     "loss_by_position": lambda cap, model: interp.loss_by_position(cap),
+    "needle_sweep": lambda cap, model: swept(model),
     "positional_bias": lambda cap, model: interp.positional_bias(cap),
     "precision_cost": lambda cap, model: interp.precision_cost(cap),
     "ranked": lambda cap, model: interp.ranked(ANALYSES["compare"](cap, model), n=3),
@@ -59,6 +70,22 @@ def test_every_result_draws_itself(cap, model, name):
     assert figure.data and figure.layout.title.text
     for drawn in (figure, plots.dark(figure)):
         json.loads(drawn.to_json())
+
+
+@pytest.mark.parametrize(("name", "titles"), [("what_if_rope", 2), ("what_if_rope, full", 1)])
+def test_the_titles_of_axes_side_by_side_do_not_meet(cap, model, name, titles):
+    figure = plots.show(ANALYSES[name](cap, model))
+    top = [axis for axis in figure.select_xaxes() if axis.title.text != "position [tokens]"]
+    # CSS pixels: a narrow page less its margins and colour bar, a letter of a title, and what keeps two words apart.
+    plot, letter, apart = 520 - 150, 6.6, 8
+    spans = []
+    for axis in top:
+        if axis.title.text:
+            middle, half = plot * sum(axis.domain) / 2, letter * len(axis.title.text) / 2
+            spans.append((middle - half, middle + half))
+    assert len(spans) == titles
+    assert all(left[1] + apart < right[0] for left, right in itertools.pairwise(sorted(spans)))
+    assert len({trace.legendgroup for trace in figure.data if trace.showlegend is None}) == (titles == 1) * 2
 
 
 def test_the_loss_of_both_runs_stands_under_their_curves(cap, model):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import xarray as xr
+from bridges import bridge_of
 from tiny import tiny_model as hf_model
 from tiny import tokens as hf_tokens
 from tiny_hooked import random_tokens, tiny_model
@@ -17,11 +18,9 @@ NAMES = ("hook_q", "hook_k", "hook_q_normed", "hook_k_normed", "hook_rot_q", "ho
 
 def bridged(family):
     """A TransformerBridge with its cache, and what `capture` gives for the same weights and tokens."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
     model, ids = hf_model(family), hf_tokens(N, batch=1)
     expected = capture(HookedTransformer.from_pretrained(model), ids)
-    bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+    bridge = bridge_of(model)
     return bridge, bridge.run_with_cache(ids)[1], expected, ids
 
 

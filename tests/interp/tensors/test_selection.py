@@ -77,3 +77,12 @@ def test_numpy_positions_are_indices_and_masks_are_refused(cap):
     assert torch.equal(cap.q(1, positions=np.int64(3), heads=np.array([2, 0])), cap.q(1)[3:4][:, [2, 0]])
     with pytest.raises(PositionError, match="give an index, a slice"):
         cap.q(1, positions=np.arange(N) > 3)
+
+
+@pytest.mark.parametrize("wrong", [slice(0, 5, 0), slice(5, 0, -1), slice(0.5, 5), slice(None, True), slice("a", None)])
+def test_a_slice_that_is_none(cap, wrong):
+    """One of step 0 was PyTorch's own error."""
+    for where in ("positions", "heads"):
+        with pytest.raises(PositionError, match="give a slice of whole numbers, with a step above 0"):
+            cap.q(1, **{where: wrong})
+    assert torch.equal(cap.q(1, positions=slice(1, 6, 2)), cap.q(1)[[1, 3, 5]])

@@ -109,7 +109,9 @@ def test_bad_input_is_named():
     assert relativity_error(cap)["layer"].values.tolist() == [0]
     with pytest.raises(StageError, match="layer 1 does not rotate"):
         relativity_error(cap, layers=1)
-    with pytest.raises(InputError, match="at least one of each"):
+    with pytest.raises(
+        InputError, match=r"n_queries=0: give a whole number of at least 1|shifts is empty: give at least one"
+    ):
         relativity_error(cap, ())
     with pytest.raises(StageError, match=r"stages=\('pre_rope',\)"):
         relativity_error(capture(tiny_model(), random_tokens(N)[0], stages=()))

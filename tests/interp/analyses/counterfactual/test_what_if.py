@@ -238,7 +238,7 @@ def test_the_full_effect_is_a_capture_of_the_changed_model():
     assert found.attrs["analysis"] == "what_if_rope"
     with pytest.raises(InputError, match="not the one that was captured"):
         what_if_rope(cap, rope, model=tiny_model(d_mlp=40))
-    with pytest.raises(InputError, match="cannot run under another setting"):
+    with pytest.raises(InputError, match="give the model that was captured, or None"):
         what_if_rope(cap, rope, model=torch.nn.Linear(2, 2))
 
 

@@ -62,7 +62,7 @@ def test_repeated_tokens_are_distinct_and_repeat():
     assert torch.equal(tokens[:50], tokens[100:]) and not torch.equal(tokens, repeated_tokens(cfg, 50, 3, seed=2))
     longer = repeated_tokens(cfg, 100)
     assert longer.max() < 61 and len(longer[:100].unique()) == 61
-    with pytest.raises(InputError, match="at least 2 tokens and 2 repeats"):
+    with pytest.raises(InputError, match=r"(length|repeats)=1: give a whole number of at least 2"):
         repeated_tokens(cfg, 9, repeats=1)
 
 
@@ -86,7 +86,7 @@ class _Worded:
     tokenizer = _Tokenizer()
 
     def to_tokens(self, text, prepend_bos=True):
-        ids = [0] * prepend_bos + [10 + ord(c) % 40 for c in text]
+        ids = [0] * (prepend_bos is not False) + [10 + ord(c) % 40 for c in text]
         return torch.tensor([ids])
 
 

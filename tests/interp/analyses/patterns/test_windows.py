@@ -198,7 +198,7 @@ def test_what_is_not_there_is_named(cap):
         attention_pattern(cap, 7, 0)
     with pytest.raises(InputError, match="give an index"):
         attention_pattern(cap, 0, 0, 1.5)
-    with pytest.raises(InputError, match="choose mean or max"):
+    with pytest.raises(InputError, match="give one of 'mean', 'max'"):
         attention_map(cap, 0, 0, reduce="median")
     with pytest.raises(InputError, match="each once and in order"):
         attention_map(cap, 0, 0, queries=[4, 2])

@@ -134,11 +134,11 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="2 tokens have no begin, middle and end"):
         received_by_position(capture(model, random_tokens(2)[0]))
     cap = capture(model, random_tokens(9)[0])
-    with pytest.raises(InputError, match=r"edge=0.5 between 0 and 0.5"):
+    with pytest.raises(InputError, match=r"edge=0.5: give a number above 0 and below 0.5"):
         received_by_position(cap, edge=0.5)
     with pytest.raises(InputError, match="whether token 9 is a sink shows only after it"):
         sink_rate(cap, 9)
-    with pytest.raises(InputError, match="k=0 counts tokens from 1"):
+    with pytest.raises(InputError, match="k=0: give a whole number of at least 1"):
         sink_rate(cap, 0)
     assert received_by_position(capture(model, random_tokens(3)[0]))["received_share"].shape == (2, 4, 3)
 

@@ -378,5 +378,5 @@ def test_quantiles_ask_for_what_they_need():
     ds = attention_statistics(torch.randn(4, 1, 4), torch.randn(4, 1, 4), SPEC, groups=("rows",))
     with pytest.raises(InputError, match="scores"):
         score_quantile(ds, 0.5)
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match="give a number from 0 to 1"):
         score_quantile(ds, 1.5)

@@ -226,7 +226,7 @@ def test_layers_can_be_chosen():
 
 def test_what_cannot_be_measured_says_so():
     model, cap = run()
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match=r"quantiles=1\.2: give a number from 0 to 1"):
         score_ranges(cap, quantiles=(1.2,))
     cap.q(1, "pre_norm")[4, 2] = torch.nan
     with pytest.raises(InputError, match=r"layer 1, no_norm: q holds NaN.*row 4, head 2.*capture in float32"):

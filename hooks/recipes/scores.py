@@ -20,29 +20,19 @@ nothing: its pattern and its z are zeros, in low precision too. Where a model ha
 softmax as before. The hooks keep no state and are differentiable; without gradients they edit their tensor in place.
 """
 
-import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hooks.checks import shown
 from hooks.errors import ConfigError, InputError
+from hooks.recipes.arguments import finite, index_set, on_device, whole
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
-
-__all__ = [
-    "boost_keys",
-    "cap_scores",
-    "distance_temperature",
-    "keep_top_k",
-    "knock_out",
-    "limit_distance",
-    "remove_sink",
-]
 
 _POINTS = ("hook_attn_scores_rows", "hook_attn_scores")
 # Edits a tensor of scores, given positions that broadcast against it: [… 1 query 1] and [… 1 1 key].
@@ -74,7 +64,7 @@ def remove_sink(sink_size: int = 1, *, first_position: int = 0, heads: Iterable[
     Raises:
         ConfigError: sink_size < 1, a negative position or head.
     """
-    size, first = _whole("sink_size", sink_size, 1), _whole("first_position", first_position, 0)
+    size, first = whole("sink_size", sink_size, 1), whole("first_position", first_position, 0)
     return _recipe(lambda s, i, j: _hide(s, (j >= first) & (j < first + size)), heads)
 
 
@@ -90,7 +80,7 @@ def limit_distance(max_distance: int, *, heads: Iterable[int] | None = None) -> 
     Raises:
         ConfigError: a negative distance or head.
     """
-    limit = _whole("max_distance", max_distance, 0)
+    limit = whole("max_distance", max_distance, 0)
     return _recipe(lambda s, i, j: _hide(s, (j < i - limit) | (j > i + limit)), heads)
 
 
@@ -107,7 +97,7 @@ def keep_top_k(k: int, *, heads: Iterable[int] | None = None) -> ScoresHook:
     Raises:
         ConfigError: k < 1 or a negative head.
     """
-    k = _whole("k", k, 1)
+    k = whole("k", k, 1)
 
     def keep(scores: Tensor, i: Tensor, j: Tensor) -> None:
         if k < scores.shape[-1]:
@@ -137,7 +127,7 @@ def knock_out(
 
     Source: Geva et al. 2023, Dissecting Recall of Factual Associations (arXiv:2304.14767), section 5.
     """
-    looking, hidden = (_on_device(_positions(*x)) for x in (("queries", queries), ("keys", keys)))
+    looking, hidden = (on_device(index_set(*x)) for x in (("queries", queries), ("keys", keys)))
 
     def forbid(scores: Tensor, i: Tensor, j: Tensor) -> None:
         rows = torch.isin(i, looking(i.device))
@@ -162,7 +152,7 @@ def boost_keys(
     Raises:
         ConfigError: an empty set, a negative position or head, a bias that is not finite.
     """
-    chosen, bias = _on_device(_positions("keys", keys)), _finite("bias", bias)
+    chosen, bias = on_device(index_set("keys", keys)), finite("bias", bias)
 
     def boost(scores: Tensor, i: Tensor, j: Tensor) -> None:
         hit = torch.isin(j, chosen(j.device))
@@ -185,7 +175,7 @@ def cap_scores(cap: float, *, heads: Iterable[int] | None = None) -> ScoresHook:
     Raises:
         ConfigError: a cap that is not finite, a negative head.
     """
-    cap = _finite("cap", cap)
+    cap = finite("cap", cap)
     return _recipe(lambda s, i, j: s.clamp_(max=max(cap, torch.finfo(s.dtype).min)), heads)
 
 
@@ -208,7 +198,7 @@ def distance_temperature(
         InputError: at run time, temperatures of another shape, not finite or not above 0.
     """
     if not callable(temperature):
-        raise ConfigError(f"temperature is {temperature!r}: give a function of a tensor of distances")
+        raise ConfigError(f"temperature is {shown(temperature)}: give a function of a tensor of distances")
 
     def divide(scores: Tensor, i: Tensor, j: Tensor) -> None:
         distance = (i - j).abs_().to(torch.promote_types(scores.dtype, torch.float32))
@@ -226,8 +216,8 @@ def distance_temperature(
 
 def _recipe(edit: Edit, heads: Iterable[int] | None) -> ScoresHook:
     """A hook that applies an edit to the chosen heads."""
-    chosen = [] if heads is None else sorted(set(_positions("heads", heads).tolist()))
-    index_on = _on_device(torch.tensor(chosen))
+    chosen = [] if heads is None else sorted(set(index_set("heads", heads).tolist()))
+    index_on = on_device(torch.tensor(chosen))
 
     def recipe(scores: Tensor, /, *, hook: "HookPoint") -> Tensor:
         i, j = _where(scores, hook)
@@ -273,17 +263,6 @@ def _may_select(mask: Tensor) -> bool:
     return not mask.is_cpu or bool(mask.any())
 
 
-def _on_device(values: Tensor) -> Callable[[torch.device], Tensor]:
-    """A tensor on the device asked for, copied there once and not for every block of rows."""
-
-    @lru_cache(maxsize=1)
-    def copied(device: torch.device) -> Tensor:
-        with torch.inference_mode(False):  # a graph may want it later
-            return values.to(device)
-
-    return copied
-
-
 def _stay_finite(scores: Tensor) -> Tensor:
     """Keep what an edit enlarged below float16's overflow, where softmax would give NaN."""
     return scores.clamp_(max=torch.finfo(scores.dtype).max) if scores.dtype == torch.float16 else scores
@@ -298,34 +277,3 @@ def _check_temperature(by: object, distance: Tensor) -> None:
     if bool(bad.any()):
         value, at = by[bad][0].item(), distance[bad][0].item()
         raise InputError(f"temperature at distance {at:g} is {value}: it must be finite and above 0")
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    """An integer that is at least so large."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}: give an integer ≥ {least}")
-    return value
-
-
-def _finite(name: str, value: float) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name} is {value!r}: give a finite number")
-    return float(value)
-
-
-def _positions(name: str, values: Iterable[int] | Tensor) -> Tensor:
-    """A set of integers ≥ 0 as a tensor."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ConfigError(f"{name} is {values!r}: give a sequence of integers ≥ 0")
-    listed = values if isinstance(values, Tensor) else list(values)
-    if not isinstance(listed, Tensor):
-        for value in listed:
-            _whole(f"{name} holds a value that", value, 0)
-        listed = torch.tensor(listed, dtype=torch.long)
-    if listed.ndim != 1 or not len(listed) or listed.dtype not in _INTEGERS or bool((listed < 0).any()):
-        raise ConfigError(f"{name} is {values!r}: give at least one integer ≥ 0, and nothing else")
-    return listed.long()
-
-
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
