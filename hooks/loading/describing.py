@@ -1,6 +1,7 @@
 """What a model is, from its config.json or the header of its GGUF file alone: no weight is read or even fetched."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from hooks.loading.gguf import describe_gguf
 from hooks.loading.precision import stored_dtype
 from hooks.loading.prepared import KNOWN_MODELS, prepared_model
 from hooks.loading.sources import asked_dtype, hub_file, place_of
+from hooks.modules.block import Block
+from hooks.modules.norms import Norm
 
 
 def read_config(
@@ -43,10 +46,10 @@ def read_config(
     if kind is not None and path.suffix == ".gguf":
         check_regular(path, error=UnknownModelError)
         hf, name = describe_gguf(path).config, path.stem
-    elif kind == "directory":
-        hf = read_json(path / "config.json")
     elif kind is not None:
-        hf = read_json(path)
+        file = path / "config.json" if kind == "directory" else path
+        hf = read_json(file)
+        name = name if name in KNOWN_MODELS else file.resolve().parent.name
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
         hf = read_json(Path(hub_file(name, "config.json")))
     if hf is None:
@@ -57,3 +60,46 @@ def read_config(
     family = family_of(hf)
     cfg = family.config(hf, ignored)
     return cfg.replace(dtype=wanted or stored_dtype(hf, family.nested, {}, name), model_name=name)
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """How many numbers the weights of a model are, by what is read together.
+
+    Attributes:
+        embed: the embedding.
+        block: one block; they are all alike.
+        head: the final norm, and the unembedding where it is not the embedding.
+        n_blocks: how many blocks there are.
+        tied: whether the embedding is the unembedding too.
+    """
+
+    embed: int
+    block: int
+    head: int
+    n_blocks: int
+    tied: bool
+
+    @property
+    def whole(self) -> int:
+        """All of them."""
+        return self.embed + self.n_blocks * self.block + self.head
+
+    @property
+    def streamed(self) -> int:
+        """The most that are there at once when they are streamed: what runs, and what comes next."""
+        stays = self.embed if self.tied else 0
+        blocks = self.block * min(self.n_blocks, 2)
+        return max(self.embed + self.block, stays + blocks, stays + self.block + self.head)
+
+
+def weight_sizes(cfg: HookedTransformerConfig) -> WeightSizes:
+    """The sizes of the weights of a model, from a block of it without values."""
+    with torch.device("meta"):
+        block = sum(p.numel() for p in Block(cfg, 0, "meta").parameters())
+        norm = sum(p.numel() for p in Norm(cfg, cfg.d_model).parameters())
+    unembed = 0 if cfg.tie_word_embeddings else cfg.d_model * cfg.d_vocab_out
+    bias = cfg.d_vocab_out if cfg.unembed_bias else 0
+    return WeightSizes(
+        cfg.d_vocab * cfg.d_model, block, norm + unembed + bias, cfg.n_layers, bool(cfg.tie_word_embeddings)
+    )
