@@ -8,6 +8,7 @@ import typer
 
 from interp.cli import options
 from interp.cli.options import MODELS, Device, Dtype, InterruptedRunError, TextFile
+from interp.cli.planning import summary
 
 if TYPE_CHECKING:
     from interp.captures import Capture
@@ -27,16 +28,9 @@ def capture(
     model: Annotated[str, typer.Option(metavar="MODEL", help=f"{MODELS}.")] = "gemma3-270m",
     text: TextFile = None,
     tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens of it to read.")] = 4096,
-    stages: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="Stages to keep besides the final q and k; by default pre_norm,pre_rope."),
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")
-    ] = None,
-    loss: Annotated[
-        bool, typer.Option("--loss/--no-loss", help="Compute the loss; without it the last layer kept ends the run.")
-    ] = True,
+    stages: options.Stages = None,
+    layers: options.Layers = None,
+    loss: options.Loss = True,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where to write the capture.")] = "ropescope.capture",
     device: Device = None,
     dtype: Dtype = None,
@@ -58,10 +52,21 @@ def capture(
         from interp.recording.plan import DEFAULT_STAGES, plan_capture
     with options.status(f"loading {model}"):
         loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
-    wanted = DEFAULT_STAGES if stages is None else tuple(stage.strip() for stage in stages.split(","))
+    wanted = DEFAULT_STAGES if stages is None else options.stage_names(stages)
     plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
     options.note_short_text(plan.n_tokens, tokens)
+    _say_what_it_takes(plan, out)
     _write(plan, out, force=force)
+
+
+def _say_what_it_takes(plan: "CapturePlan", out: str) -> None:
+    """The line of ``ropescope plan``, before anything runs."""
+    from interp.recording.forecast import Forecast, measure_speed
+
+    found = Forecast.of_plan(plan)
+    speed = measure_speed(found.cfg, found.dtype, str(plan.model.device))
+    streamed = getattr(plan.model, "stream", None) is not None
+    options.note(summary(found, speed, device=plan.model.device, streamed=streamed, out=Path(out)))
 
 
 def resume(directory: _Directory, force: _Force = False) -> None:

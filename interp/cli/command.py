@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hooks.errors import InputError, RopescopeError
-from interp.cli import captures, comparing, corpora, exploring, options, tables
+from interp.cli import captures, comparing, corpora, exploring, options, planning, tables
 from interp.cli.options import MODELS, Device, Dtype, InterruptedRunError, TextFile, fail
 from interp.cli.output import sturdy_output
 
@@ -90,6 +90,7 @@ def report(
 
 
 app.command(epilog=captures.CAPTURE_EPILOG)(captures.capture)
+app.command(epilog=planning.PLAN_EPILOG)(planning.plan)
 app.command(epilog=captures.RESUME_EPILOG)(captures.resume)
 app.command(epilog=captures.INFO_EPILOG)(captures.info)
 app.command(epilog=comparing.COMPARE_EPILOG)(comparing.compare)

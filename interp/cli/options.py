@@ -19,6 +19,14 @@ Device = Annotated[
 Dtype = Annotated[
     str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; by default the model's own.")
 ]
+Stages = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Stages to keep besides the final q and k; by default pre_norm,pre_rope."),
+]
+Layers = Annotated[str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")]
+Loss = Annotated[
+    bool, typer.Option("--loss/--no-loss", help="Compute the loss; without it the last layer kept ends the run.")
+]
 
 
 class InterruptedRunError(Exception):
@@ -39,6 +47,11 @@ def numbers(text: str | None, option: str) -> list[int] | None:
             raise InputError(f"{option} {text!r}: the range {part.strip()} does not go from small to large")
         chosen.update(range(low, high + 1))
     return sorted(chosen)
+
+
+def stage_names(text: str) -> tuple[str, ...]:
+    """``pre_norm, pre_rope`` as names."""
+    return tuple(stage.strip() for stage in text.split(","))
 
 
 def check_run_options(tokens: int, dtype: str | None, model: str) -> None:

@@ -43,7 +43,7 @@ def time_estimate(plan: CapturePlan, blocks_run: int = 0) -> str:
 def _operations(plan: CapturePlan, start: int = 0) -> float:
     """Floating-point operations of a capture from this block on."""
     cfg, n = plan.model.cfg, plan.n_tokens
-    head = 2 * n * cfg.d_model * cfg.d_vocab if plan.loss else 0
+    head = head_operations(cfg, n) if plan.loss else 0
     return head + sum(block_operations(cfg, layer, n) for layer in range(start, plan.n_blocks))
 
 
@@ -77,7 +77,22 @@ class Pace:
 
 def block_operations(cfg: HookedTransformerConfig, layer: int, n: int) -> float:
     """Floating-point operations of one block on n tokens: its matrices, and attention over the visible pairs."""
+    return matrix_operations(cfg, n) + attention_operations(cfg, layer, n)
+
+
+def matrix_operations(cfg: HookedTransformerConfig, n: int) -> float:
+    """Floating-point operations of the matrices of one block on n tokens."""
     width = 2 * (cfg.n_heads + cfg.n_kv_heads) * cfg.d_head + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0)
+    return 2 * n * cfg.d_model * width
+
+
+def attention_operations(cfg: HookedTransformerConfig, layer: int, n: int) -> float:
+    """Floating-point operations of attention in one layer: q·k and p·v over the visible pairs."""
     seen = min(cfg.window(layer) or n, n)
     pairs = seen * (seen + 1) / 2 + (n - seen) * seen
-    return 2 * n * cfg.d_model * width + 4 * pairs * cfg.n_heads * cfg.d_head
+    return 4 * pairs * cfg.n_heads * cfg.d_head
+
+
+def head_operations(cfg: HookedTransformerConfig, n: int) -> float:
+    """Floating-point operations of the unembedding on n tokens."""
+    return 2 * n * cfg.d_model * cfg.d_vocab
