@@ -12,7 +12,7 @@ from torch import Tensor
 from hooks import AttentionSpec, QKNormConfig, RopeConfig, checks
 from hooks.errors import InputError
 from hooks.functional.rope import inv_freq
-from interp.analyses.scores.rotation_blocks import RotationBlocks
+from interp.analyses.weights.rotation_blocks import RotationBlocks
 
 Gain = Float[Tensor, " d_head"] | Float[Tensor, "head d_head"]
 
