@@ -1,17 +1,20 @@
 """What the weights of a layer prove about its scores: bounds by distance, and what fits into float16 and float8."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from hooks import HookedTransformerConfig
 from hooks.functional.rope import length_dependent
 from interp.analyses.scores.layer_bounds import linear, no_bound, proven_bound, proven_lengths
 from interp.analyses.scores.precision import PRECISIONS
 from interp.analyses.weights.circuits import circuit_norm, longest, triangular
+from interp.analyses.weights.rotation_blocks import RotationBlocks
 from interp.auditing.source import CONFIG_ONLY, LayerWeights
 
 PerHead = Float[np.ndarray, " head"]
@@ -86,12 +89,12 @@ def _before_attention(
     At a distance ``d_model ‖A_qᵀ R(Δ) A_k‖₂``, tight without biases; over all of them ``max ‖q‖ · max ‖k‖``. Clipping
     keeps vectors from growing, and nothing else of it.
     """
-    assert weights.q is not None and weights.k is not None and weights.blocks is not None
-    blocks = weights.blocks
-    upper_q, upper_k = triangular(weights.q.weight), triangular(weights.k.weight)
+    q, k, blocks = weights.q, weights.k, weights.blocks
+    assert q is not None and k is not None and blocks is not None
+    upper_q, upper_k = triangular(q.weight), triangular(k.weight)
     times = cfg.n_heads // cfg.n_kv_heads
     factor = max(math.sqrt(blocks.stretch), 1.0)
-    reach_q, reach_k = (factor * longest(x, upper) for x, upper in ((weights.q, upper_q), (weights.k, upper_k)))
+    reach_q, reach_k = (factor * longest(x, upper) for x, upper in ((q, upper_q), (k, upper_k)))
     if "clip" in weights.steps and cfg.clip_qkv is not None:
         reach_q, reach_k = (each.clamp_max(factor * cfg.clip_qkv * cfg.d_head**0.5) for each in (reach_q, reach_k))
     reach_k = reach_k.repeat_interleave(times)
@@ -99,14 +102,16 @@ def _before_attention(
     largest = scale * reach_q * reach_k
     at = largest[:, None].expand(-1, len(distances))
     if "clip" not in weights.steps:
-        k, upper = weights.k.expanded(cfg.n_heads), upper_k.repeat_interleave(times, 0)
-        at = _each(lambda x: scale * circuit_norm(weights.q, k, blocks.matrix(x), (upper_q, upper)), distances, blocks)
+        k, upper = k.expanded(cfg.n_heads), upper_k.repeat_interleave(times, 0)
+        at = _each(lambda x: scale * circuit_norm(q, k, blocks.matrix(x), (upper_q, upper)), distances, blocks)
         if blocks.is_still:
             largest = torch.minimum(largest, at[:, 0])
     return largest.numpy(), at.numpy(), (reach_q.numpy(), reach_k.numpy())
 
 
-def _each(norm, distances: np.ndarray, blocks) -> torch.Tensor:
+def _each(
+    norm: Callable[[Tensor], Tensor], distances: np.ndarray, blocks: RotationBlocks
+) -> Float[Tensor, "head distance"]:
     """A norm at each distance, computed once where nothing turns."""
     at = torch.as_tensor(distances, dtype=torch.float64)
     if blocks.is_still:

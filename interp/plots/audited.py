@@ -47,9 +47,17 @@ def wavelengths(rotations: xr.Dataset, *, title: str = "Wavelength of every freq
             y=[span, span],
             mode="lines",
             line={"color": colour, "width": 1.4, "dash": "dot"},
-            name=f"{'they' if alone else KIND_NAME.get(kind, kind)} see {span:,} tokens",
-            showlegend=True,
+            showlegend=False,
             hoverinfo="skip",
+        )
+        figure.add_annotation(
+            x=float(rotations["pair"].min()),
+            y=float(np.log10(span)),
+            xanchor="left",
+            yanchor="bottom",
+            showarrow=False,
+            text=f"{span:,} tokens seen",
+            font={"size": 11, "color": colour},
         )
     if not rotations.sizes["rotation"]:
         say(figure, "nothing to draw: no layer of this model turns q and k")
@@ -96,13 +104,13 @@ def schedule_changes(schedules: xr.Dataset, *, title: str | None = None) -> go.F
     if not kinds:
         say(figure, "nothing to draw: no layer of this model turns q and k")
     factor = schedules.attrs.get("factor")
-    said = "What schedules would change" + (f", stretched {factor:g} ×" if factor else "")
+    said = "What schedules change" + (f", stretched {factor:g} ×" if factor else "")
     return finish(figure, title or said, 360)
 
 
 @drawn
 def proven_scores(
-    layers: xr.Dataset, *, title: str = "The largest score that any text can make", highlight: Highlight = None
+    layers: xr.Dataset, *, title: str = "The largest score of any text", highlight: Highlight = None
 ) -> go.Figure:
     """A line per head: what the weights prove at each distance.
 
@@ -178,7 +186,7 @@ def _all_heads(heads: xr.Dataset, title: str | None, highlight: Highlight) -> go
     figure.update_xaxes(title="pair, fast → slow", showgrid=False)
     if not np.isfinite(z).any():
         say(figure, _why_not(heads))
-    title = title or "What each pair of a head can add to a score"
+    title = title or "What each pair of a head can add"
     note = "The largest singular value of W_Qᵀ R(Δ) W_K in each pair, where it is largest"
     return finish(figure, title, int(np.clip(130 + 8 * len(names), 340, 900)), note)
 
@@ -204,9 +212,7 @@ def _one_head(heads: xr.Dataset, name: str, title: str | None) -> go.Figure:
         for row in (1, 2):
             say(figure, _why_not(heads), row=row, col=1)
     figure.update_annotations(font={"size": 13})
-    for note in figure.layout.annotations:
-        if note.yanchor == "bottom":
-            note.update(x=0, xanchor="left")
+    figure.for_each_annotation(lambda note: note.update(x=0, xanchor="left"), selector={"yanchor": "bottom"})
     return finish(figure, title or f"Frequency pairs of {name}", 640)
 
 
@@ -241,7 +247,7 @@ def _why_not(heads: xr.Dataset) -> str:
 
 def _slow(rotations: xr.Dataset) -> str:
     """How many pairs never turn once."""
-    total = np.isfinite(rotations["wavelength"]).sum("pair").values.tolist()
+    total = np.isfinite(rotations["wavelength"].transpose("rotation", "pair").values).sum(1).tolist()
     each = zip(rotations["rotation"].values.tolist(), rotations["slow_pairs"].values.tolist(), total, strict=True)
     said = [f"{slow} of {pairs} pairs of {KIND_NAME.get(kind, kind)} layers" for kind, slow, pairs in each]
     return f"Never a whole turn within what is seen: {', '.join(said)}" if said else ""

@@ -163,7 +163,8 @@ def _bound_words(part: xr.Dataset) -> Iterator[tuple[str, str]]:
     if not np.isfinite(part["largest_bound"]).any():
         yield "score bound", f"none: {_same(part['bound_reason'])}"
         return
-    furthest = int(part["distance"].where(np.isfinite(part["bound"]).any(("layer", "head"))).max())
+    bounded = np.isfinite(part["bound"].transpose("distance", "layer", "head").values).any((1, 2))
+    furthest = int(part["distance"].values[bounded].max())
     yield "score bound", _span(part["largest_bound"])
     yield "  near", f"{_span(part['bound'].sel(distance=min(1, furthest)))} at Δ {min(1, furthest)}"
     yield "  far", f"{_span(part['bound'].sel(distance=furthest))} at Δ {furthest:,}"
