@@ -57,10 +57,10 @@ def wavelengths(rotations: xr.Dataset, *, title: str = "Wavelength of every freq
             yanchor="bottom",
             showarrow=False,
             text=f"{span:,} tokens seen",
-            font={"size": 11, "color": colour},
+            font={"size": 11, "color": theme.QUIET},
         )
     if not rotations.sizes["rotation"]:
-        say(figure, "nothing to draw: no layer of this model turns q and k")
+        say(figure, "nothing to draw: no layer turns q and k")
     figure.update_xaxes(title="pair, fast → slow", showgrid=False)
     figure.update_yaxes(type="log", title="wavelength [tokens]", **DECADES)
     return finish(figure, title, 400, _slow(rotations))
@@ -102,7 +102,7 @@ def schedule_changes(schedules: xr.Dataset, *, title: str | None = None) -> go.F
     figure.update_yaxes(range=[0, 1.08])
     figure.update_yaxes(title="speed, 1: the plain base's", row=1, col=1)
     if not kinds:
-        say(figure, "nothing to draw: no layer of this model turns q and k")
+        say(figure, "nothing to draw: no layer turns q and k")
     factor = schedules.attrs.get("factor")
     said = "What schedules change" + (f", stretched {factor:g} ×" if factor else "")
     return finish(figure, title or said, 360)
@@ -201,7 +201,7 @@ def _one_head(heads: xr.Dataset, name: str, title: str | None) -> go.Figure:
         cols=1,
         row_heights=[0.32, 0.68],
         vertical_spacing=0.2,
-        subplot_titles=["What each pair can add", "What it adds on average, over token embeddings"],
+        subplot_titles=["What each pair can add", "What it adds on average"],
     )
     if np.isfinite(bias["singular_value"].values).any():
         _strengths(figure, bias["singular_value"], wavelength, name)

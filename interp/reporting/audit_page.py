@@ -61,10 +61,16 @@ def render_audit(data: AuditData) -> str:
         cards=_cards(data),
         layers=layer_words(data),
         wavelengths=view(
-            "wavelengths-figure", plots.wavelengths(data.rotations), "Wavelength of every frequency pair."
+            "wavelengths-figure",
+            plots.wavelengths(data.rotations, title="Wavelengths"),
+            "Wavelength of every frequency pair.",
         ),
         schedule_words=schedule_words(data),
-        schedules=view("schedules-figure", plots.schedule_changes(data.schedules), "Speed of every pair by schedule.")
+        schedules=view(
+            "schedules-figure",
+            plots.schedule_changes(data.schedules, title="Speed of each pair"),
+            "Speed of every pair by schedule.",
+        )
         if rotates
         else None,
         factor=f"{data.schedules.attrs['factor']:g}",
@@ -94,7 +100,9 @@ def _bound_view(data: AuditData) -> FigureView:
 def _head_view(data: AuditData) -> FigureView:
     """Every head's pairs."""
     return view(
-        "heads-figure", plots.pair_strengths(data.heads), "Largest singular value of each pair, one row per head."
+        "heads-figure",
+        plots.pair_strengths(data.heads, title="What each pair can add"),
+        "Largest singular value of each pair, one row per head.",
     )
 
 
