@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from interp.analyses.scores.by_variant import score_ranges
     from interp.analyses.scores.layer_bounds import bound_by_distance
     from interp.analyses.scores.precision import precision_cost
+    from interp.auditing.auditing import audit
     from interp.captures import Capture, capture, open_capture, resume
     from interp.corpus.corpora import Corpus, open_corpus
     from interp.corpus.measuring import measure_corpus
@@ -42,6 +43,7 @@ _HOME = {
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
+    "audit": "interp.auditing.auditing",
     "bound_by_distance": "interp.analyses.scores.layer_bounds",
     "capture": "interp.captures",
     "compare": "interp.analyses.heads.comparison",
@@ -82,6 +84,7 @@ __all__ = [
     "attention_map",
     "attention_pattern",
     "attention_statistics",
+    "audit",
     "bound_by_distance",
     "capture",
     "compare",

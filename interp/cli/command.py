@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hooks.errors import InputError, RopescopeError
-from interp.cli import captures, comparing, corpora, exploring, options, planning, tables
+from interp.cli import auditing, captures, comparing, corpora, exploring, options, planning, tables
 from interp.cli.options import MODELS, Device, Dtype, InterruptedRunError, TextFile, fail
 from interp.cli.output import sturdy_output
 
@@ -89,6 +89,7 @@ def report(
     typer.echo(f"wrote {out} ({size:.1f} MB) in {time.monotonic() - started:.0f} s")
 
 
+app.command(epilog=auditing.AUDIT_EPILOG)(auditing.audit)
 app.command(epilog=captures.CAPTURE_EPILOG)(captures.capture)
 app.command(epilog=planning.PLAN_EPILOG)(planning.plan)
 app.command(epilog=captures.RESUME_EPILOG)(captures.resume)

@@ -59,6 +59,11 @@ def check_run_options(tokens: int, dtype: str | None, model: str) -> None:
     check_model(model)
     if tokens < 2:
         raise InputError(f"--tokens {tokens}: attention needs at least 2")
+    check_dtype(dtype)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise an InputError for a type that no weights can have."""
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r}: choose from {', '.join(DTYPES)}")
 

@@ -7,6 +7,7 @@ May import: hooks, interp.common.
 """
 
 from interp.plots.along_text import rows_by_position
+from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
 from interp.plots.differences import comparison, comparison_by_distance
 from interp.plots.distance import attention_by_distance, attention_by_variant, attention_share_by_head
 from interp.plots.export import save
@@ -39,16 +40,20 @@ __all__ = [
     "layer_head_map",
     "loss_by_position",
     "needle_grid",
+    "pair_strengths",
     "pooled_map",
     "precision_cost",
+    "proven_scores",
     "ranking",
     "received_by_position",
     "relativity_error",
     "rows_by_position",
     "save",
+    "schedule_changes",
     "score_ranges",
     "show",
     "sink_rate",
     "spread_over_texts",
     "watched_scores",
+    "wavelengths",
 ]

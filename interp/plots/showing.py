@@ -12,6 +12,7 @@ import xarray as xr
 from hooks import checks
 from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
+from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
 from interp.plots.base import finish
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
@@ -29,6 +30,7 @@ from interp.plots.training import watched_scores
 from interp.plots.variables import one_head, show_variable
 
 _COMPARED = OWN | {"capture"}
+_ROTATIONS = OWN | {"rotation", "schedule"}
 _ROWS = ("entropy", "max_score", "max_prob", "mean_distance", "sink_mass")
 _KEYS = ("received", "received_max", "received_value")
 
@@ -95,6 +97,10 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "attention_map": _maps(pooled_map),
     "attention_pattern": _maps(attention_window),
     "attention_statistics": _statistics,
+    "audit_heads": _alone(pair_strengths),
+    "audit_layers": _alone(proven_scores),
+    "audit_rotations": _alone(wavelengths, _ROTATIONS),
+    "audit_schedules": _alone(schedule_changes, _ROTATIONS),
     "bound_by_distance": lambda result, **options: bound_by_distance(
         averaged(with_share_used(thinned(result))), **options
     ),

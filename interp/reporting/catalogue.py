@@ -13,6 +13,7 @@ from interp.analyses.position.schema import (
     TYPICAL_DISTANCE,
 )
 from interp.analyses.scores.schema import BOUND_BY_DISTANCE, PRECISION_COST, SCORE_RANGES, STAGE_RANGES
+from interp.analyses.weights.schema import AUDIT_HEADS, AUDIT_LAYERS, AUDIT_ROTATIONS, AUDIT_SCHEDULES
 from interp.common.schema import Table
 from interp.measure.schema import ATTENTION_STATISTICS, SCORE_QUANTILE
 from interp.training.schema import WATCH_SCORES
@@ -36,6 +37,10 @@ CATALOGUE: dict[str, Table] = {
     "stage_ranges": STAGE_RANGES,
     "bound_by_distance": BOUND_BY_DISTANCE,
     "precision_cost": PRECISION_COST,
+    "audit_rotations": AUDIT_ROTATIONS,
+    "audit_schedules": AUDIT_SCHEDULES,
+    "audit_layers": AUDIT_LAYERS,
+    "audit_heads": AUDIT_HEADS,
     "watch_scores": WATCH_SCORES,
     "head_summary": SCORES,
     "typical_heads": TYPICAL_HEADS,

@@ -41,7 +41,7 @@ def calls(made, cap, other, directory):
         **_configs(made),
         **_of_the_model(made),
         **_captures(made, cap, directory),
-        **_analyses(made, cap, other),
+        **_analyses(made, cap, other, directory),
         **_figures(made, cap, other, directory),
         **_recipes(made),
         **_corpora(made, directory),
@@ -213,7 +213,7 @@ def _captures(made, cap, directory):
     }
 
 
-def _analyses(made, cap, other):
+def _analyses(made, cap, other, directory):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(9, h, 16, generator=generator) for h in (4, 2, 2))
     statistics = {
@@ -248,6 +248,10 @@ def _analyses(made, cap, other):
         "head_table": (interp.head_table, {"summary": summary, "sort_by": None, "ascending": False}),
         "typical_heads": (interp.typical_heads, {"summary": summary, "n": 2}),
         "loss_by_position": (interp.loss_by_position, {"cap": cap, "bins": 4}),
+        "audit": (interp.audit, {"model": made, "layers": 0, "factor": 2.0}),
+        "audit of a config": (interp.audit, {"model": made.cfg, "layers": [0, 1], "factor": 2.0}),
+        "audit.show": (interp.audit(made).show, {"name": "heads", "layer": 0, "head": 1, "title": "x"}),
+        "audit.report": (interp.audit(made).report, {"path": directory / "audit.html"}),
         "watch_scores": (interp.watch_scores, {"model": made, "on_step": None}),
         "ScoreWatch": (interp.ScoreWatch, {"model": made, "on_step": None}),
         "KeyValueCache": (hooks.KeyValueCache, {"model": made}),
@@ -302,9 +306,13 @@ def _watched():
 
 def _figures(made, cap, other, directory):
     """Each figure with the Dataset that it draws; a Dataset is one argument, the rest are options."""
-    bias = interp.positional_bias(cap)
+    bias, audited = interp.positional_bias(cap), interp.audit(made)
     binned = bin_distances(bias)
     drawn = {
+        "pair_strengths": (audited.heads, {"layer": 0, "head": 1, "title": None, "highlight": None}),
+        "proven_scores": (audited.layers, {"title": "x", "highlight": [(0, 1)]}),
+        "schedule_changes": (audited.schedules, {"title": "x"}),
+        "wavelengths": (audited.rotations, {"title": "x"}),
         "attention_by_variant": (
             binned_by_distance(interp.what_if_rope(cap, RopeConfig(rope_theta=99.0))),
             {"title": "x", "loss": None, "y_range": None},

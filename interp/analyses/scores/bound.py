@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hooks import AttentionSpec, QKNormConfig, RopeConfig, checks
 from hooks.errors import InputError
-from interp.analyses.scores.rotation_blocks import RotationBlocks
+from interp.analyses.weights.rotation_blocks import RotationBlocks
 from interp.common.schedules import frequencies_of
 
 Gain = Float[Tensor, " d_head"] | Float[Tensor, "head d_head"]

@@ -43,6 +43,11 @@ GROUPS = ("rows", "keys", "distances", "map", "scores")
 ANALYSES = {
     "attention_map": lambda cap, other, model: interp.attention_map(cap, 0, 0),
     "attention_pattern": lambda cap, other, model: interp.attention_pattern(cap, 0, 0),
+    "audit, heads": lambda cap, other, model: interp.audit(model).heads,
+    "audit, layers": lambda cap, other, model: interp.audit(model).layers,
+    "audit, one head": lambda cap, other, model: interp.audit(model).heads.sel(layer=0, head=0),
+    "audit, rotations": lambda cap, other, model: interp.audit(model).rotations,
+    "audit, schedules": lambda cap, other, model: interp.audit(model).schedules,
     "bound_by_distance": lambda cap, other, model: interp.bound_by_distance(cap),
     "compare": lambda cap, other, model: interp.compare(cap, other),
     "first_token_mass": lambda cap, other, model: interp.first_token_mass(cap),
