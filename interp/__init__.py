@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp import plots
+    from interp import metrics, plots
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
@@ -47,6 +47,7 @@ _HOME = {
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
     "loss_by_position": "interp.analyses.position.losses",
+    "metrics": "interp.metrics",
     "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
     "plant_needle": "interp.texts.needles",
@@ -84,6 +85,7 @@ __all__ = [
     "head_summary",
     "head_table",
     "loss_by_position",
+    "metrics",
     "needle_sweep",
     "open_capture",
     "plant_needle",

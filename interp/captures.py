@@ -17,7 +17,9 @@ from hooks import AttentionSpec, HookedTransformer, checks
 from hooks.attached.transformer import AttachedTransformer
 from hooks.errors import CaptureError, CaptureWarning, InputError
 from interp.analyses.patterns.windows import PatternView, top_keys
+from interp.metrics import Metric
 from interp.recording.from_cache import data_of_cache
+from interp.recording.gradients import resolved_metric
 from interp.recording.in_memory import capture_in_memory
 from interp.recording.plan import DEFAULT_STAGES, check_model, plan_capture
 from interp.reporting.page import report
@@ -122,6 +124,7 @@ def capture(
     loss: bool = True,
     prepend_bos: bool | None = None,
     positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
+    gradient_of: Metric | None = None,
     force: bool = False,
 ) -> Capture:
     """Run the model once, layer by layer, and keep q, k, v and the loss of each token.
@@ -146,6 +149,9 @@ def capture(
         positions: position of each token. Where they start again from 0 a new document starts, packed into the same
             row: no query sees another document, and the first token of each is predicted from nothing (its loss is
             NaN). None counts from 0 to the end.
+        gradient_of: a metric of `interp.metrics`. Behind the way forth the blocks then run back from it, each once more
+            with its graph, in O(n · d) memory, and ``cap.gradient`` gives ∂m/∂z, q, k, v, which `interp.attribution`
+            reads.
         force: go on with an interrupted capture although torch, the threads, the device or the processor changed, and
             last bits with them.
 
@@ -154,7 +160,9 @@ def capture(
         TextError: fewer than two tokens to read.
         InputError: token ids that the model does not know, prepend_bos together with token ids, or positions that do
             not count from 0 in each document.
-        TokenizerError: a text, and the model has no tokenizer, or prepend_bos=True and the tokenizer no BOS token.
+        TokenizerError: a text, and the model has no tokenizer, or prepend_bos=True and the tokenizer no BOS token; a
+            metric's token that is several.
+        PositionError: a metric's position that the text does not have.
         MaterializationError: the tensors would not fit in memory; with a path they need not.
         CaptureError: the path holds something else, another capture (`CaptureMismatchError`), one that is being written
             (`CaptureBusyError`) or a damaged one (`CaptureDamagedError`).
@@ -166,8 +174,11 @@ def capture(
     """
     force = checks.flag("force", force)
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
+    metric = None if gradient_of is None else resolved_metric(plan, gradient_of)
     if path is None:
-        return _front(capture_in_memory(plan))
+        return _front(capture_in_memory(plan, metric))
+    if metric is not None:
+        raise InputError("gradient_of with path: gradients are captured in memory; leave path out")
     write_capture(plan, path, force=force)
     return read_capture(path)
 

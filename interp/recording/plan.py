@@ -84,6 +84,13 @@ class CapturePlan:
         return sum(self.layer_bytes(layer) for layer in self.steps)
 
     @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients of all that is kept, and of what the heads give."""
+        cfg = self.model.cfg
+        z = cfg.n_heads * cfg.d_head * self.n_tokens * self.model.dtype.itemsize
+        return self.n_bytes + len(self.steps) * z
+
+    @property
     def stream_bytes(self) -> int:
         """Bytes of the residual stream."""
         return self.n_tokens * self.model.cfg.d_model * self.model.dtype.itemsize
