@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp import metrics, plots
+    from interp.analyses.causes.attributing import attribution, top_edges, top_tokens
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
@@ -39,6 +40,7 @@ _HOME = {
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
+    "attribution": "interp.analyses.causes.attributing",
     "bound_by_distance": "interp.analyses.scores.layer_bounds",
     "capture": "interp.captures",
     "compare": "interp.analyses.heads.comparison",
@@ -65,6 +67,8 @@ _HOME = {
     "score_ranges": "interp.analyses.scores.by_variant",
     "sink_rate": "interp.analyses.position.sinks",
     "standard_text": "interp.texts.texts",
+    "top_edges": "interp.analyses.causes.attributing",
+    "top_tokens": "interp.analyses.causes.attributing",
     "typical_distance": "interp.analyses.position.distance",
     "typical_heads": "interp.analyses.heads.summary",
     "watch_scores": "interp.training.watching",
@@ -77,6 +81,7 @@ __all__ = [
     "attention_map",
     "attention_pattern",
     "attention_statistics",
+    "attribution",
     "bound_by_distance",
     "capture",
     "compare",
@@ -103,6 +108,8 @@ __all__ = [
     "score_ranges",
     "sink_rate",
     "standard_text",
+    "top_edges",
+    "top_tokens",
     "typical_distance",
     "typical_heads",
     "watch_scores",

@@ -205,10 +205,17 @@ def _analyses(made, cap, other):
         **{"gain_k": torch.ones(16), "spec": AttentionSpec(scale=0.25), "distance": 3},
     }
     bias, summary = interp.positional_bias(cap), interp.head_summary(cap)
+    moved = interp.capture(made, random_tokens(12, vocab=14), gradient_of=metrics.logit(3))
     return {
         "attention_statistics": (interp.attention_statistics, statistics),
         "score_bound": (interp.score_bound, bound),
         "score_quantile": (interp.score_quantile, {"ds": cap.statistics(), "q": 0.5}),
+        "attribution": (interp.attribution, {"cap": moved, "layers": 0, "map_size": 4}),
+        "top_edges": (interp.top_edges, {"cap": moved, "n": 3, "layers": 1, "heads": [0, 2]}),
+        "top_tokens": (
+            interp.top_tokens,
+            {"effects": interp.attribution(moved), "n": 3, "by": "query", "layers": 1, "heads": 2},
+        ),
         "attention_map": (
             interp.attention_map,
             {"cap": cap, "layer": 0, "head": 1, "size": 8, "reduce": "mean", "queries": slice(0, 9), "keys": [1, 2]},
