@@ -7,6 +7,7 @@ A metric is a value: it knows its positions, so that no other logits are compute
 token, a position counted from the end) is looked up in the model and the text when the capture runs.
 """
 
+import ast
 import hashlib
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -233,6 +234,30 @@ def custom(fn: Callable[[Tensor], Tensor], positions: int | Sequence[int], name:
     if not checks.text("name", name).strip():
         raise InputError(f"name={name!r}: give the metric a name")
     return Metric("custom", name, positions=_positions(positions), function=fn)
+
+
+def from_text(text: str) -> Metric:
+    """The metric that a call in words makes, such as ``logit(' Paris', position=-1)``: what `Metric.name` gives back.
+
+    Raises:
+        InputError: no such call; a custom metric, which is a function.
+    """
+    makers: dict[str, Callable[..., Metric]] = {"logit": logit, "logit_difference": logit_difference, "loss": loss}
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            if call.func.id == "custom":
+                raise InputError(f"{text!r}: a custom metric is a function; capture in Python, with metrics.custom(…)")
+            given = [ast.literal_eval(each) for each in call.args]
+            named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+            return makers[call.func.id](*given, **named)
+    except (SyntaxError, KeyError, TypeError, ValueError, MemoryError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+    raise InputError(
+        f"{checks.shown(text)} is no metric: write logit(' Paris', position=-1), logit_difference(' Paris', ' London') "
+        "or loss()"
+    )
 
 
 def from_description(found: dict[str, Any]) -> Metric:

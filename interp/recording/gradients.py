@@ -17,8 +17,12 @@ from interp.recording.run import hook_points
 class GradientStore(Protocol):
     """Where the residual streams of the way forth lie, and where the gradients go."""
 
-    def stream(self, layer: int) -> Float[Tensor, "1 pos d_model"] | None:
-        """The residual stream before a block, or after the last one; None where it is not held."""
+    def holds_stream(self, layer: int) -> bool:
+        """Whether the residual stream before a block, or after the last one, is there."""
+        ...
+
+    def stream(self, layer: int) -> Float[Tensor, "1 pos d_model"]:
+        """That stream, which is held."""
         ...
 
     def put_stream(self, layer: int, resid: Float[Tensor, "1 pos d_model"]) -> None:
@@ -39,7 +43,7 @@ class GradientStore(Protocol):
 
 
 def resolved_metric(plan: CapturePlan, metric: object) -> Resolved:
-    """A metric on the text of a plan, looked up before anything runs.
+    """A metric on the text of a plan, looked up before anything runs, and noted in the plan's provenance.
 
     Raises:
         InputError: no metric, or a token outside the vocabulary.
@@ -51,7 +55,9 @@ def resolved_metric(plan: CapturePlan, metric: object) -> Resolved:
     if not getattr(plan.model, "has_head", True):
         raise StageError("this model was attached without its output head, so there is no logit to take a gradient of")
     places = None if plan.documents is None else plan.positions
-    return asked.resolve(plan.model, plan.tokens[0], places)
+    found = asked.resolve(plan.model, plan.tokens[0], places)
+    plan.provenance["settings"]["gradient of"] = found.name
+    return found
 
 
 def run_back(plan: CapturePlan, metric: Resolved, store: GradientStore) -> None:
@@ -76,9 +82,7 @@ def run_back(plan: CapturePlan, metric: Resolved, store: GradientStore) -> None:
     found = store.begun()
     if found is None:
         _fill(plan, store, context, packed)
-        last = store.stream(layers)
-        assert last is not None
-        value, back = metric_gradient(plan, metric, last)
+        value, back = metric_gradient(plan, metric, store.stream(layers))
         store.begin(value, back)
         found = layers, back
     done, back = found
@@ -115,7 +119,7 @@ def _fill(plan: CapturePlan, store: GradientStore, context: Any, packed: Tensor 
     """Run the blocks whose stream the store does not hold."""
     with torch.no_grad():
         for layer in range(1, plan.model.cfg.n_layers + 1):
-            if store.stream(layer) is None:
+            if not store.holds_stream(layer):
                 resid = _stream(plan, store, layer - 1, context, packed)
                 store.put_stream(layer, plan.model.blocks[layer - 1](resid, context))
 
@@ -123,9 +127,8 @@ def _fill(plan: CapturePlan, store: GradientStore, context: Any, packed: Tensor 
 @torch.no_grad()
 def _stream(plan: CapturePlan, store: GradientStore, layer: int, context: Any, packed: Tensor | None) -> Tensor:
     """The residual stream before a block; that before the first is the embedding, which no store keeps."""
-    held = None if layer == 0 else store.stream(layer)
-    if held is not None:
-        return held.to(plan.tokens.device)
+    if layer > 0 and store.holds_stream(layer):
+        return store.stream(layer)
     if layer == 0:
         return plan.model.embed_tokens(plan.tokens, position_ids=packed)
     before = _stream(plan, store, layer - 1, context, packed)

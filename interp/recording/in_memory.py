@@ -1,5 +1,7 @@
 """A capture that stays in memory."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from hooks.errors import MaterializationError
@@ -17,8 +19,8 @@ from interp.tensors.layers import LayerCapture
 def capture_in_memory(plan: CapturePlan, metric: Resolved | None = None) -> CaptureData:
     """Run a plan, and the way back from a metric where there is one, and keep everything in memory."""
     _check_fits(plan, gradients=metric is not None)
-    kept = _InMemory(plan, streams=metric is not None)
-    losses = run_blocks(plan, kept)
+    kept = _InMemory(plan)
+    losses = run_blocks(plan if metric is None else replace(plan, streams=kept), kept)
     if metric is not None:
         run_back(plan, metric, kept)
     return CaptureData(
@@ -37,8 +39,8 @@ def capture_in_memory(plan: CapturePlan, metric: Resolved | None = None) -> Capt
 class _InMemory:
     """Keeps what a pass leaves, and on the way back what that leaves."""
 
-    def __init__(self, plan: CapturePlan, *, streams: bool):
-        self.plan, self.keeps_streams = plan, streams
+    def __init__(self, plan: CapturePlan):
+        self.plan = plan
         self.layers: dict[int, LayerCapture] = {}
         self.streams: dict[int, Tensor] = {}
         self.gradients: dict[int, dict[str, Tensor]] = {}
@@ -46,15 +48,17 @@ class _InMemory:
 
     def put(self, layer: int, tensors: dict[str, Tensor], resid: Tensor) -> None:
         """Keep a captured layer."""
-        if self.keeps_streams:
-            self.put_stream(layer + 1, resid)
         if layer in self.plan.steps:
             constants = layer_constants(self.plan.model, layer, self.plan.rope_length)
             self.layers[layer] = LayerCapture.of(self.plan.steps[layer], tensors, constants)
 
-    def stream(self, layer: int) -> Tensor | None:
+    def holds_stream(self, layer: int) -> bool:
+        """Whether the residual stream before a block is there."""
+        return layer in self.streams
+
+    def stream(self, layer: int) -> Tensor:
         """The residual stream before a block."""
-        return self.streams.get(layer)
+        return self.streams[layer]
 
     def put_stream(self, layer: int, resid: Tensor) -> None:
         """Keep it until the way back is past."""

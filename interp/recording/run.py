@@ -50,6 +50,8 @@ def _block(plan: CapturePlan, layer: int, resid: Tensor, context: Any, sink: Sin
     kept: dict[str, Tensor] = {}
     with plan.model.hooks(fwd_hooks=_keepers(plan, layer, kept)):
         resid = plan.model.blocks[layer](resid, context)
+    if plan.streams is not None:
+        plan.streams.put_stream(layer + 1, resid)
     sink.put(layer, kept, resid)
     return resid
 
