@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp import plots
+    from interp import metrics, plots
+    from interp.analyses.causes.attributing import attribution, top_edges, top_tokens
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
@@ -44,6 +45,7 @@ _HOME = {
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
     "audit": "interp.auditing.auditing",
+    "attribution": "interp.analyses.causes.attributing",
     "bound_by_distance": "interp.analyses.scores.layer_bounds",
     "capture": "interp.captures",
     "compare": "interp.analyses.heads.comparison",
@@ -53,6 +55,7 @@ _HOME = {
     "head_table": "interp.analyses.heads.summary",
     "loss_by_position": "interp.analyses.position.losses",
     "measure_corpus": "interp.corpus.measuring",
+    "metrics": "interp.metrics",
     "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
     "open_corpus": "interp.corpus.corpora",
@@ -71,6 +74,8 @@ _HOME = {
     "score_ranges": "interp.analyses.scores.by_variant",
     "sink_rate": "interp.analyses.position.sinks",
     "standard_text": "interp.texts.texts",
+    "top_edges": "interp.analyses.causes.attributing",
+    "top_tokens": "interp.analyses.causes.attributing",
     "typical_distance": "interp.analyses.position.distance",
     "typical_heads": "interp.analyses.heads.summary",
     "watch_scores": "interp.training.watching",
@@ -84,6 +89,7 @@ __all__ = [
     "attention_map",
     "attention_pattern",
     "attention_statistics",
+    "attribution",
     "audit",
     "bound_by_distance",
     "capture",
@@ -94,6 +100,7 @@ __all__ = [
     "head_table",
     "loss_by_position",
     "measure_corpus",
+    "metrics",
     "needle_sweep",
     "open_capture",
     "open_corpus",
@@ -112,6 +119,8 @@ __all__ = [
     "score_ranges",
     "sink_rate",
     "standard_text",
+    "top_edges",
+    "top_tokens",
     "typical_distance",
     "typical_heads",
     "watch_scores",

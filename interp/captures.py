@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,17 @@ from interp.engine.clusters import cluster
 from interp.engine.running import Killed, Piece, run_on
 from interp.engine.threads import take_share
 from interp.measure.schema import GROUPS
+from interp.metrics import Metric, Resolved
 from interp.recording.from_cache import data_of_cache
+from interp.recording.gradients import resolved_metric
 from interp.recording.in_memory import capture_in_memory
-from interp.recording.plan import DEFAULT_STAGES, check_model, plan_capture
+from interp.recording.plan import DEFAULT_STAGES, CapturePlan, check_model, plan_capture
 from interp.reporting.page import report
-from interp.storage.manifest import read_manifest
+from interp.storage.gradient_files import read_gradients, tidy_gradients, write_with_gradients
+from interp.storage.gradient_record import has_gradients, read_record
+from interp.storage.manifest import Manifest, read_manifest
 from interp.storage.reading import read_data
-from interp.storage.resuming import load_model, plan_rest
+from interp.storage.resuming import load_model, metric_to_finish, plan_rest
 from interp.storage.writing import tidy, write_capture
 from interp.tensors.capture_data import CaptureData
 from interp.tensors.description import as_html, holdings, in_words
@@ -168,6 +172,7 @@ def capture(
     loss: bool = True,
     prepend_bos: bool | None = None,
     positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
+    gradient_of: Metric | None = None,
     force: bool = False,
 ) -> Capture:
     """Run the model once, layer by layer, and keep q, k, v and the loss of each token.
@@ -192,6 +197,9 @@ def capture(
         positions: position of each token. Where they start again from 0 a new document starts, packed into the same
             row: no query sees another document, and the first token of each is predicted from nothing (its loss is
             NaN). None counts from 0 to the end.
+        gradient_of: a metric of `interp.metrics`. Behind the way forth the blocks then run back from it, each once more
+            with its graph, in O(n · d) memory, and ``cap.gradient`` gives ∂m/∂z, q, k, v, which `interp.attribution`
+            reads.
         force: go on with an interrupted capture although torch, the threads, the device or the processor changed, and
             last bits with them.
 
@@ -200,7 +208,9 @@ def capture(
         TextError: fewer than two tokens to read.
         InputError: token ids that the model does not know, prepend_bos together with token ids, or positions that do
             not count from 0 in each document.
-        TokenizerError: a text, and the model has no tokenizer, or prepend_bos=True and the tokenizer no BOS token.
+        TokenizerError: a text, and the model has no tokenizer, or prepend_bos=True and the tokenizer no BOS token; a
+            metric's token that is several.
+        PositionError: a metric's position that the text does not have.
         MaterializationError: the tensors would not fit in memory; with a path they need not.
         CaptureError: the path holds something else, another capture (`CaptureMismatchError`), one that is being written
             (`CaptureBusyError`) or a damaged one (`CaptureDamagedError`).
@@ -212,9 +222,10 @@ def capture(
     """
     force = checks.flag("force", force)
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
+    metric = None if gradient_of is None else resolved_metric(plan, gradient_of)
     if path is None:
-        return _front(capture_in_memory(plan))
-    write_capture(plan, path, force=force)
+        return _front(capture_in_memory(plan, metric))
+    _write(plan, path, metric, force=force)
     return read_capture(path)
 
 
@@ -245,13 +256,19 @@ def open_capture(path: str | Path) -> Capture:
             CaptureWarning,
             stacklevel=2,
         )
-    return _front(read_data(directory, manifest))
+    if has_gradients(directory) and not read_record(directory).is_complete:
+        warnings.warn(
+            f"the gradients of the capture in {str(path)!r} are unfinished; go on with: ropescope resume {path}",
+            CaptureWarning,
+            stacklevel=2,
+        )
+    return _opened(directory, manifest)
 
 
 def read_capture(path: str | Path) -> Capture:
     """The capture at a path, finished or not, without a word about it."""
     directory = Path(path)
-    return _front(read_data(directory, read_manifest(directory)))
+    return _opened(directory, read_manifest(directory))
 
 
 def resume(
@@ -269,17 +286,20 @@ def resume(
         CaptureMismatchError: the model is another one, or the environment changed.
         CaptureDamagedError: a finished file is missing or changed.
         CaptureBusyError: another process is writing it.
+        InputError: its gradients are of a custom metric, whose function no file holds.
         OutputError: it cannot be written.
     """
     directory, force = checks.path("path", path, error=CaptureError), checks.flag("force", force)
     manifest = read_manifest(directory)
     if model is not None:
         check_model(model)
-    if manifest.is_complete and model is None:
+    asked = metric_to_finish(directory, manifest)
+    if manifest.is_complete and model is None and asked is None:
         tidy(directory)
-        return read_capture(directory)
-    plan = plan_rest(directory, manifest, model or load_model(directory, manifest))
-    write_capture(plan, directory, force=force)
+    else:
+        plan = plan_rest(directory, manifest, model or load_model(directory, manifest))
+        _write(plan, directory, None if asked is None else resolved_metric(plan, asked), force=force)
+    tidy_gradients(directory)
     return read_capture(directory)
 
 
@@ -288,6 +308,20 @@ def measure_layer(path: str, layer: int, groups: str | Sequence[str], map_size: 
     take_share()
     read_capture(path).statistics(layer, groups, map_size=map_size)
     return layer
+
+
+def _write(plan: CapturePlan, path: str | Path, metric: Resolved | None, *, force: bool) -> None:
+    """Write a capture, and the gradients of a metric where there is one."""
+    if metric is None:
+        write_capture(plan, path, force=force)
+    else:
+        write_with_gradients(plan, path, metric, force=force)
+
+
+def _opened(directory: Path, manifest: Manifest) -> Capture:
+    """The capture that a manifest describes, with its gradients where they are finished."""
+    data = read_data(directory, manifest)
+    return _front(replace(data, gradients=read_gradients(directory, manifest) if manifest.is_complete else None))
 
 
 def _front(data: CaptureData) -> Capture:

@@ -12,6 +12,7 @@ from interp.cli.planning import summary
 
 if TYPE_CHECKING:
     from interp.captures import Capture
+    from interp.metrics import Metric
     from interp.recording.plan import CapturePlan
 
 CAPTURE_EPILOG = "Example: ropescope capture --model smollm2-135m --text essay.txt --out essay.capture"
@@ -31,6 +32,13 @@ def capture(
     stages: options.Stages = None,
     layers: options.Layers = None,
     loss: options.Loss = True,
+    gradient_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="Take gradients of it: logit(' Paris'), logit_difference(' Paris', ' London'), loss().",
+        ),
+    ] = None,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where to write the capture.")] = "ropescope.capture",
     device: Device = None,
     dtype: Dtype = None,
@@ -43,6 +51,7 @@ def capture(
     options.check_run_options(tokens, dtype, model)
     options.check_place(out)
     chosen = options.numbers(layers, "--layers")
+    asked = options.metric(gradient_of)
     from interp.texts.texts import read_text, standard_text
 
     source = standard_text() if text is None else read_text(text)
@@ -56,7 +65,7 @@ def capture(
     plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
     options.note_short_text(plan.n_tokens, tokens)
     _say_what_it_takes(plan, out)
-    _write(plan, out, force=force)
+    _write(plan, out, asked, force=force)
 
 
 def _say_what_it_takes(plan: "CapturePlan", out: str) -> None:
@@ -75,17 +84,22 @@ def resume(directory: _Directory, force: _Force = False) -> None:
     from interp.storage.manifest import read_manifest
 
     manifest = read_manifest(Path(directory))
-    if manifest.is_complete:
+    from interp.storage.resuming import metric_to_finish
+
+    asked = metric_to_finish(Path(directory), manifest)
+    if manifest.is_complete and asked is None:
+        from interp.storage.gradient_files import tidy_gradients
         from interp.storage.writing import tidy
 
         tidy(Path(directory))
+        tidy_gradients(Path(directory))
         typer.echo(f"{directory} is complete")
         return
     with options.status(f"loading {manifest.model_id}"):
         from interp.storage.resuming import load_model, plan_rest
 
         plan = plan_rest(Path(directory), manifest, load_model(Path(directory), manifest))
-    _write(plan, directory, force=force)
+    _write(plan, directory, asked, force=force)
 
 
 def info(
@@ -96,6 +110,7 @@ def info(
     options.check_capture(directory)
     from hooks.errors import CaptureDamagedError
     from interp.captures import open_capture
+    from interp.storage.gradient_files import damaged_gradients
     from interp.storage.manifest import read_manifest
     from interp.storage.reading import CaptureFiles
     from interp.storage.statistics_store import StatisticsStore
@@ -103,6 +118,7 @@ def info(
     manifest = read_manifest(Path(directory))
     if verify:
         problems = CaptureFiles(Path(directory), manifest).damaged() + StatisticsStore(Path(directory), {}).damaged()
+        problems += damaged_gradients(Path(directory))
         if problems:
             raise CaptureDamagedError("; ".join(problems))
     typer.echo(_described(open_capture(directory)))
@@ -110,19 +126,28 @@ def info(
         typer.echo(f"verified: {len(manifest.files)} files are what they were when they were written")
 
 
-def _write(plan: "CapturePlan", out: str, *, force: bool) -> None:
+def _write(plan: "CapturePlan", out: str, asked: "Metric | None", *, force: bool) -> None:
     """Say what it will cost, capture, and say what was written."""
     from interp.captures import read_capture
     from interp.recording.cost import Pace, size_estimate, time_estimate
+    from interp.recording.gradients import resolved_metric
+    from interp.storage.gradient_files import write_with_gradients
     from interp.storage.manifest import MANIFEST, read_manifest
     from interp.storage.writing import write_capture
 
     started = time.monotonic()
+    metric = None if asked is None else resolved_metric(plan, asked)
     typer.echo(size_estimate(plan, Path(out)))
+    if metric is not None:
+        typer.echo(f"gradients of {metric.name} take {plan.gradient_bytes:,} bytes more, and three times as long")
     begun = Path(out) / MANIFEST
     typer.echo(time_estimate(plan, read_manifest(Path(out)).blocks_run if begun.is_file() else 0))
     try:
-        write_capture(plan, out, force=force, watch=Pace(plan, typer.echo))
+        watch = Pace(plan, typer.echo)
+        if metric is None:
+            write_capture(plan, out, force=force, watch=watch)
+        else:
+            write_with_gradients(plan, out, metric, force=force, watch=watch)
     except KeyboardInterrupt:
         again = f"go on with: ropescope resume {out}" if begun.is_file() else "nothing was captured yet: run it again"
         raise InterruptedRunError(f"interrupted; {again}") from None
@@ -138,6 +163,16 @@ def _loss_line(cap: "Capture") -> str:
     return cap.provenance["settings"].get("loss", "not there yet")
 
 
+def _gradient_line(cap: "Capture") -> str:
+    """Of what there are gradients."""
+    if cap.gradients is not None:
+        return f"of {cap.gradients.metric}, which is {cap.gradients.value:.6g}"
+    from interp.storage.gradient_record import has_gradients
+
+    begun = cap.path is not None and has_gradients(cap.path)
+    return f"unfinished: go on with `ropescope resume {cap.path}`" if begun else "none"
+
+
 def _described(cap: "Capture") -> str:
     """What a capture holds, in lines."""
     from interp.tensors.description import size_in_words
@@ -147,6 +182,7 @@ def _described(cap: "Capture") -> str:
         ("text", f"{size_in_words(cap)}, {cap.provenance['text']['read']}"),
         ("loss", _loss_line(cap)),
         ("q, k and v", f"{cap.n_bytes:,} bytes"),
+        ("gradients", _gradient_line(cap)),
         ("complete", "yes" if cap.is_complete else f"no: go on with `ropescope resume {cap.path}`"),
     ]
     lines = [f"{name:<11} {value}" for name, value in rows]

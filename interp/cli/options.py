@@ -2,12 +2,15 @@
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hooks import checks
 from hooks.errors import CaptureError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from interp.metrics import Metric
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODELS = "gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file"
@@ -52,6 +55,15 @@ def numbers(text: str | None, option: str) -> list[int] | None:
 def stage_names(text: str) -> tuple[str, ...]:
     """``pre_norm, pre_rope`` as names."""
     return tuple(stage.strip() for stage in text.split(","))
+
+
+def metric(text: str | None) -> "Metric | None":
+    """The metric that a call in words makes, or an InputError."""
+    if text is None:
+        return None
+    from interp.metrics import from_text
+
+    return from_text(text)
 
 
 def check_run_options(tokens: int, dtype: str | None, model: str) -> None:

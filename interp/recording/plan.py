@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks import HookedTransformer, HookedTransformerConfig, checks
@@ -23,6 +23,14 @@ from interp.texts.texts import Text, as_text, tokenise
 DEFAULT_STAGES = ("pre_norm", "pre_rope")
 
 
+class StreamSink(Protocol):
+    """Takes residual streams."""
+
+    def put_stream(self, layer: int, resid: Float[Tensor, "1 pos d_model"]) -> None:
+        """Take the stream before a block, or after the last one."""
+        ...
+
+
 @dataclass(frozen=True)
 class CapturePlan:
     """A model, a text and what to keep of the pass over it.
@@ -36,6 +44,7 @@ class CapturePlan:
         provenance: as `Capture.provenance`.
         loss: whether to compute the loss, for which every block must run.
         documents: where the documents begin that are packed into the row; None is one text.
+        streams: takes the residual stream after each block, for the way back from a metric; None without.
     """
 
     model: HookedTransformer | AttachedTransformer
@@ -46,6 +55,7 @@ class CapturePlan:
     provenance: dict[str, dict[str, str]]
     loss: bool = True
     documents: Int[Tensor, " document"] | None = None
+    streams: StreamSink | None = None
 
     @property
     def positions(self) -> Int[Tensor, " pos"]:
@@ -79,6 +89,13 @@ class CapturePlan:
     def n_bytes(self) -> int:
         """Bytes of all q, k and v kept."""
         return sum(self.layer_bytes(layer) for layer in self.steps)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients of all that is kept, and of what the heads give."""
+        cfg = self.model.cfg
+        z = cfg.n_heads * cfg.d_head * self.n_tokens * self.model.dtype.itemsize
+        return self.n_bytes + len(self.steps) * z
 
     @property
     def stream_bytes(self) -> int:

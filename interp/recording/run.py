@@ -52,14 +52,22 @@ def _block(plan: CapturePlan, layer: int, resid: Tensor, context: Any, sink: Sin
     kept: dict[str, Tensor] = {}
     with plan.model.hooks(fwd_hooks=_keepers(plan, layer, kept)):
         resid = plan.model.blocks[layer](resid, context)
+    if plan.streams is not None:
+        plan.streams.put_stream(layer + 1, resid)
     sink.put(layer, kept, resid)
     return resid
 
 
+def hook_points(plan: CapturePlan, layer: int) -> dict[str, str]:
+    """The points at which what is kept of a layer passes, by the name that it is kept under; none of most layers."""
+    if layer not in plan.steps:
+        return {}
+    found = {f"{x}.{stage}": f"hook_{x}_{stage}" for x in "qk" for stage in plan.stage_names(layer)}
+    return {name: f"blocks.{layer}.attn.{point}" for name, point in (found | {"v": "hook_v_final"}).items()}
+
+
 def _keepers(plan: CapturePlan, layer: int, kept: dict[str, Tensor]) -> list:
     """(name, hook) pairs that put the wanted tensors of one layer into `kept`."""
-    if layer not in plan.steps:
-        return []
 
     def keeper(name: str):
         def keep(tensor: Tensor, hook: object) -> None:
@@ -67,6 +75,4 @@ def _keepers(plan: CapturePlan, layer: int, kept: dict[str, Tensor]) -> list:
 
         return keep
 
-    points = {f"{x}.{stage}": f"hook_{x}_{stage}" for x in "qk" for stage in plan.stage_names(layer)}
-    points["v"] = "hook_v_final"
-    return [(f"blocks.{layer}.attn.{point}", keeper(name)) for name, point in points.items()]
+    return [(point, keeper(name)) for name, point in hook_points(plan, layer).items()]

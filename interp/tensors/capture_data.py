@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import xarray as xr
@@ -21,6 +21,7 @@ from interp.measure.schema import GROUPS
 from interp.measure.statistics import attention_statistics
 from interp.tensors.constants import LayerConstants
 from interp.tensors.documents import counted_positions, document_starts
+from interp.tensors.gradients import Gradients
 from interp.tensors.layers import HeldLayer
 from interp.tensors.selection import Choice, asked_layers, part_of
 from interp.tensors.stages import stage_name, steps_before
@@ -55,6 +56,7 @@ class CaptureData:
         provenance: model, text, settings, cited constants and versions, as nested dictionaries of plain values.
         path: the directory of a capture on disk, else None.
         is_complete: False for a capture on disk that was interrupted; `layers` are then those that were finished.
+        gradients: the metric of which gradients were captured, its value, and they; None without.
     """
 
     cfg: HookedTransformerConfig
@@ -69,6 +71,7 @@ class CaptureData:
     path: Path | None = None
     is_complete: bool = True
     _store: StatisticsStore | None = None
+    gradients: Gradients | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -173,6 +176,42 @@ class CaptureData:
         standing = {name: at.to(q.device) for name, at in self.standing.items()}
         with torch.no_grad():
             return attend_fused(q, k, v, spec, **standing)[0, ..., :width]
+
+    def gradient(
+        self,
+        layer: int,
+        tensor: Literal["z", "q", "k", "v"],
+        stage: str = "final",
+        *,
+        positions: Choice = None,
+        heads: Choice = None,
+    ) -> Float[Tensor, "pos head d_head"]:
+        """∂m/∂x of the metric that the capture was made with: how m moves when this tensor alone is moved.
+
+        Args:
+            layer: which layer.
+            tensor: "z" is what each head gives before W_O; k and v have kv heads.
+            stage: of q and k, as in `q`: before or after a step. z and v have the final one alone.
+            positions: as in `q`.
+            heads: as in `q`.
+
+        Raises:
+            StageError: no gradient was captured, the layer was not captured, or has no such stage.
+            PositionError: a position or head that is not there.
+        """
+        held = self._layer(layer)
+        tensor = checks.choice("tensor", tensor, ("z", "q", "k", "v"), error=StageError)
+        done = steps_before(checks.text("stage", stage, error=StageError), held.steps)
+        if self.gradients is None:
+            raise StageError(
+                "this capture has no gradients: capture(model, tokens, gradient_of=metrics.logit(…)) takes them"
+            )
+        found = self.gradients.layers[layer]
+        name = tensor if tensor in "zv" else f"{tensor}.{'' if done is None else stage_name(done, held.steps)}"
+        if name not in found or (tensor in "zv" and stage != "final"):
+            there = ", ".join(found)
+            raise StageError(f"no gradient of {tensor} at stage {stage!r} in layer {layer}; it holds those of {there}")
+        return part_of(found[name], positions, heads)
 
     def spec(self, layer: int) -> AttentionSpec:
         """How q and k of this layer become a pattern: scale, window, soft-cap, sinks."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import hooks
 import interp
 from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig, recipes
-from interp import plots
+from interp import metrics, plots
 from interp.common.binning import bin_distances
 from interp.plots.reduced import binned_by_distance
 
@@ -45,6 +45,7 @@ def calls(made, cap, other, directory):
         **_figures(made, cap, other, directory),
         **_recipes(made),
         **_corpora(made, directory),
+        **_metrics(),
     }
 
 
@@ -201,6 +202,11 @@ def _captures(made, cap, directory):
         "cap.q": (cap.q, {"layer": 0, "stage": "final", "positions": 3, "heads": 1}),
         "cap.k": (cap.k, {"layer": 0, "stage": "pre_rope", "positions": slice(2, 5), "heads": [0]}),
         "cap.v": (cap.v, {"layer": 1, "positions": [1, 2], "heads": None}),
+        "cap.gradient": (
+            interp.capture(made, ids, gradient_of=metrics.logit(3)).gradient,
+            {"layer": 1, "tensor": "q", "stage": "pre_rope", "positions": 2, "heads": 1},
+        ),
+        "capture with a gradient": (interp.capture, capture | {"gradient_of": metrics.loss()}),
         "cap.spec": (cap.spec, {"layer": 0}),
         "cap.constants": (cap.constants, {"layer": 0}),
         "cap.steps": (cap.steps, {"layer": 0}),
@@ -227,10 +233,17 @@ def _analyses(made, cap, other, directory):
         **{"gain_k": torch.ones(16), "spec": AttentionSpec(scale=0.25), "distance": 3},
     }
     bias, summary = interp.positional_bias(cap), interp.head_summary(cap)
+    moved = interp.capture(made, random_tokens(12, vocab=14), gradient_of=metrics.logit(3))
     return {
         "attention_statistics": (interp.attention_statistics, statistics),
         "score_bound": (interp.score_bound, bound),
         "score_quantile": (interp.score_quantile, {"ds": cap.statistics(), "q": 0.5}),
+        "attribution": (interp.attribution, {"cap": moved, "layers": 0, "map_size": 4}),
+        "top_edges": (interp.top_edges, {"cap": moved, "n": 3, "layers": 1, "heads": [0, 2]}),
+        "top_tokens": (
+            interp.top_tokens,
+            {"effects": interp.attribution(moved), "n": 3, "by": "query", "layers": 1, "heads": 2},
+        ),
         "attention_map": (
             interp.attention_map,
             {"cap": cap, "layer": 0, "head": 1, "size": 8, "reduce": "mean", "queries": slice(0, 9), "keys": [1, 2]},
@@ -424,12 +437,24 @@ def _recipes(made):
     return {f"recipes.{name}": (run(name), options) for name, options in given.items()}
 
 
+def _metrics():
+    """Each metric, made."""
+    return {
+        "metrics.logit": (metrics.logit, {"token": " cat", "position": -1}),
+        "metrics.logit_difference": (metrics.logit_difference, {"token": " cat", "other": 3, "position": 2}),
+        "metrics.loss": (metrics.loss, {"positions": [1, 4]}),
+        "metrics.custom": (metrics.custom, {"fn": torch.sum, "positions": 1, "name": "sum"}),
+    }
+
+
 def missing(table):
     """Public names that the table does not call; types of errors and modules are none."""
     named = {name.split(" ")[0] for name in table}
     functions = {name for package in (hooks, interp) for name in package.__all__}
     left_out = {
-        name for name in functions if name.endswith(("Error", "Warning")) or name in ("plots", "recipes", "Capture")
+        name
+        for name in functions
+        if name.endswith(("Error", "Warning")) or name in ("plots", "metrics", "recipes", "Capture")
     }
-    figures = {f"plots.{name}" for name in plots.__all__}
-    return (functions - left_out - named - {"report"}) | (figures - named)
+    inside = {f"plots.{name}" for name in plots.__all__} | {f"metrics.{name}" for name in metrics.__all__}
+    return (functions - left_out - named - {"report"}) | (inside - named - {"metrics.Metric"})

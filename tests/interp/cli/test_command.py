@@ -229,6 +229,48 @@ def test_what_cannot_be_planned_is_one_line(run, tmp_path, arguments, said):
     assert said in one_line_error(*run("plan", *arguments))
 
 
+@pytest.mark.filterwarnings("always::hooks.errors.CaptureWarning")
+def test_gradients_are_asked_for_in_words_and_gone_on_with(run, tiny, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    arguments = ("capture", "--tokens", 20, "--gradient-of", "logit_difference('b', 3, position=-2)", "--out", "c")
+    with monkeypatch.context() as patch:
+        patch.setattr("interp.recording.gradients._block_gradient", interrupt)
+        status, out, err = run(*arguments)
+    assert (status, err) == (130, "error: interrupted; go on with: ropescope resume c\n")
+    assert "gradients of logit_difference('b', 3, position=-2) take" in out
+    status, out, err = run("info", "c")
+    assert "gradients   unfinished: go on with `ropescope resume c`" in out
+    assert run("resume", "c")[0::2] == (0, "")
+    assert run("resume", "c")[1] == "c is complete\n"
+    status, out, err = run("info", "c", "--verify")
+    assert (status, err) == (0, "")
+    assert "gradients   of logit_difference('b', 3, position=-2), which is " in out
+    other = (*arguments[:4], "loss()", *arguments[5:])
+    assert "holds gradients of" in run(*other)[2]
+    (tmp_path / "c" / "gradients" / "gradient_001.safetensors").unlink()
+    assert "gradient_001.safetensors is missing" in one_line_error(*run("info", "c", "--verify"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("custom(len, 1, 'x')", "a custom metric is a function; capture in Python"),
+        ("logit(__import__('os').getcwd())", "is no metric: write logit("),
+        ("logit", "is no metric"),
+        ("logit(1, 2, 3)", "is no metric"),
+        ("entropy()", "is no metric"),
+        ("loss([])", "at least one"),
+        ("logit('b c')", "'b c' is 3 tokens"),
+        ("loss(99)", "no position 99"),
+    ],
+)
+def test_a_metric_that_is_none_is_one_line(run, tiny, metric, says):
+    assert says in one_line_error(*run("capture", "--tokens", 20, "--gradient-of", metric, "--out", "c"))
+    assert not Path("c").exists()
+
+
 def test_a_capture_without_loss_says_so(run, tiny):
     assert run("capture", "--tokens", 20, "--layers", "1", "--no-loss", "--out", "c")[0] == 0
     status, out, _ = run("info", "c")
