@@ -13,6 +13,7 @@ from hooks import checks
 from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
 from interp.plots.base import finish
+from interp.plots.counts import coverage
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
@@ -89,6 +90,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
         averaged(with_share_used(thinned(result))), **options
     ),
     "compare": _means(comparison, _COMPARED),
+    "coverage": _means(coverage),
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
     "loss_by_position": _means(loss_by_position),

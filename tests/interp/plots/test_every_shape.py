@@ -47,6 +47,7 @@ ANALYSES = {
     "attention_pattern": lambda cap, other, model: interp.attention_pattern(cap, 0, 0),
     "bound_by_distance": lambda cap, other, model: interp.bound_by_distance(cap),
     "compare": lambda cap, other, model: interp.compare(cap, other),
+    "coverage": lambda cap, other, model: interp.coverage(cap),
     "first_token_mass": lambda cap, other, model: interp.first_token_mass(cap),
     "frequency_bias": lambda cap, other, model: interp.frequency_bias(cap),
     "frequency_bias, binned": lambda cap, other, model: interp.frequency_bias(cap, distances="binned"),
