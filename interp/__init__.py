@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from interp.analyses.heads.comparison import compare, ranked
     from interp.analyses.heads.needle_grid import needle_sweep
     from interp.analyses.heads.summary import head_summary, head_table, typical_heads
+    from interp.analyses.patterns.covering import coverage
     from interp.analyses.patterns.windows import attention_map, attention_pattern
     from interp.analyses.position.distance import positional_bias, typical_distance
     from interp.analyses.position.frequencies import frequency_bias
@@ -49,6 +50,7 @@ _HOME = {
     "bound_by_distance": "interp.analyses.scores.layer_bounds",
     "capture": "interp.captures",
     "compare": "interp.analyses.heads.comparison",
+    "coverage": "interp.analyses.patterns.covering",
     "first_token_mass": "interp.analyses.position.sinks",
     "frequency_bias": "interp.analyses.position.frequencies",
     "head_summary": "interp.analyses.heads.summary",
@@ -94,6 +96,7 @@ __all__ = [
     "bound_by_distance",
     "capture",
     "compare",
+    "coverage",
     "first_token_mass",
     "frequency_bias",
     "head_summary",

@@ -97,4 +97,6 @@ COORDINATES: dict[str, dict[str, str]] = {
     "pair": {"units": "", "description": "frequency pair, from the fastest to the slowest"},
     "shift": {"units": "token", "description": "added to every position"},
     "q": {"units": "1", "description": "share of the scores below"},
+    "level": {"units": "1", "description": "share of a query's attention"},
+    "gap": {"units": "score", "description": "distance below the query's largest score"},
 }

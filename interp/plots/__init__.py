@@ -8,6 +8,7 @@ May import: hooks, interp.common.
 
 from interp.plots.along_text import rows_by_position
 from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
+from interp.plots.counts import coverage
 from interp.plots.differences import comparison, comparison_by_distance
 from interp.plots.distance import attention_by_distance, attention_by_variant, attention_share_by_head
 from interp.plots.export import save
@@ -32,6 +33,7 @@ __all__ = [
     "can_show",
     "comparison",
     "comparison_by_distance",
+    "coverage",
     "dark",
     "frequency_pairs",
     "head_intervals",

@@ -14,6 +14,7 @@ from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
 from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
 from interp.plots.base import finish
+from interp.plots.counts import coverage
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
@@ -106,6 +107,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     ),
     "compare": _means(comparison, _COMPARED),
     "compare_corpora": _alone(comparison),
+    "coverage": _means(coverage),
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
     "loss_by_position": _means(loss_by_position),

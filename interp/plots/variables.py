@@ -20,7 +20,7 @@ from interp.plots.several import OWN, averaged, averaged_array
 _MOST_PANELS = 12
 _MAPS = {frozenset({"map_query", "map_key"}): pooled_map, frozenset({"query", "key"}): attention_window}
 _MAPS |= {frozenset(dims): needle_cells for dims in ({"length", "depth"}, {"length"}, {"depth"})}
-_PANELS = ("variant", "stage", "dtype", "shift", "part", "capture", "sink_size", "q")
+_PANELS = ("variant", "stage", "dtype", "shift", "part", "capture", "sink_size", "q", "level", "gap")
 
 
 def show_variable(values: xr.DataArray, **options: Any) -> go.Figure:

@@ -2,7 +2,7 @@
 
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
 from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, SCORES, TYPICAL_HEADS
-from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, TOP_KEYS
+from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, COVERAGE, TOP_KEYS
 from interp.analyses.position.schema import (
     FIRST_TOKEN_MASS,
     FREQUENCY_BIAS,
@@ -31,6 +31,7 @@ CATALOGUE: dict[str, Table] = {
     "attention_pattern": ATTENTION_PATTERN,
     "attention_map": ATTENTION_MAP,
     "top_keys": TOP_KEYS,
+    "coverage": COVERAGE,
     "what_if_rope": WHAT_IF_ROPE,
     "relativity_error": RELATIVITY_ERROR,
     "score_ranges": SCORE_RANGES,

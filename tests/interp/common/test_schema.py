@@ -67,6 +67,7 @@ def results():
             (interp.attention_map(cap, 1, 3, 8, "max"), {"head": "layer 1, head 3", "reduce": "max"}, {}),
         ],
         "top_keys": [(top_keys(cap, 0, 1, 50), {}, {})],
+        "coverage": [(interp.coverage(cap), {}, {})],
         "what_if_rope": [(interp.what_if_rope(cap, RopeConfig(rope_theta=500.0), model=model), {}, {})],
         "relativity_error": [(interp.relativity_error(cap), {}, {})],
         "score_ranges": [(interp.score_ranges(cap), {}, {})],

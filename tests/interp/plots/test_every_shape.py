@@ -50,6 +50,7 @@ ANALYSES = {
     "audit, schedules": lambda cap, other, model: interp.audit(model).schedules,
     "bound_by_distance": lambda cap, other, model: interp.bound_by_distance(cap),
     "compare": lambda cap, other, model: interp.compare(cap, other),
+    "coverage": lambda cap, other, model: interp.coverage(cap),
     "first_token_mass": lambda cap, other, model: interp.first_token_mass(cap),
     "frequency_bias": lambda cap, other, model: interp.frequency_bias(cap),
     "frequency_bias, binned": lambda cap, other, model: interp.frequency_bias(cap, distances="binned"),
