@@ -12,7 +12,7 @@ from interp.cli.planning import summary
 
 if TYPE_CHECKING:
     from interp.captures import Capture
-    from interp.metrics import Metric
+    from interp.metrics import Resolved
     from interp.recording.plan import CapturePlan
 
 CAPTURE_EPILOG = "Example: ropescope capture --model smollm2-135m --text essay.txt --out essay.capture"
@@ -58,14 +58,16 @@ def capture(
     device = options.checked_device(device)
     with options.status("loading libraries"):
         from hooks import HookedTransformer
+        from interp.recording.gradients import resolved_metric
         from interp.recording.plan import DEFAULT_STAGES, plan_capture
     with options.status(f"loading {model}"):
         loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
     wanted = DEFAULT_STAGES if stages is None else options.stage_names(stages)
     plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
     options.note_short_text(plan.n_tokens, tokens)
+    metric = None if asked is None else resolved_metric(plan, asked)
     _say_what_it_takes(plan, out)
-    _write(plan, out, asked, force=force)
+    _write(plan, out, metric, force=force)
 
 
 def _say_what_it_takes(plan: "CapturePlan", out: str) -> None:
@@ -99,7 +101,9 @@ def resume(directory: _Directory, force: _Force = False) -> None:
         from interp.storage.resuming import load_model, plan_rest
 
         plan = plan_rest(Path(directory), manifest, load_model(Path(directory), manifest))
-    _write(plan, directory, asked, force=force)
+    from interp.recording.gradients import resolved_metric
+
+    _write(plan, directory, None if asked is None else resolved_metric(plan, asked), force=force)
 
 
 def info(
@@ -126,17 +130,15 @@ def info(
         typer.echo(f"verified: {len(manifest.files)} files are what they were when they were written")
 
 
-def _write(plan: "CapturePlan", out: str, asked: "Metric | None", *, force: bool) -> None:
+def _write(plan: "CapturePlan", out: str, metric: "Resolved | None", *, force: bool) -> None:
     """Say what it will cost, capture, and say what was written."""
     from interp.captures import read_capture
     from interp.recording.cost import Pace, size_estimate, time_estimate
-    from interp.recording.gradients import resolved_metric
     from interp.storage.gradient_files import write_with_gradients
     from interp.storage.manifest import MANIFEST, read_manifest
     from interp.storage.writing import write_capture
 
     started = time.monotonic()
-    metric = None if asked is None else resolved_metric(plan, asked)
     typer.echo(size_estimate(plan, Path(out)))
     if metric is not None:
         typer.echo(f"gradients of {metric.name} take {plan.gradient_bytes:,} bytes more, and three times as long")

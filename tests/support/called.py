@@ -456,7 +456,7 @@ def missing(table):
     left_out = {
         name
         for name in functions
-        if name.endswith(("Error", "Warning")) or name in ("plots", "metrics", "recipes", "Capture")
+        if name.endswith(("Error", "Warning")) or name in ("plots", "metrics", "recipes", "Capture", "Corpus")
     }
     inside = {f"plots.{name}" for name in plots.__all__} | {f"metrics.{name}" for name in metrics.__all__}
     return (functions - left_out - named - {"report"}) | (inside - named - {"metrics.Metric"})
