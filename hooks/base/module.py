@@ -55,6 +55,10 @@ class NamedHooksModule(HookedRootModule):
         """Have a block's weights in memory inside the ``with`` block; where all of them are, there is nothing to do."""
         return nullcontext()
 
+    def ending_with(self, layer: int) -> AbstractContextManager[None]:
+        """Run no block behind this one inside the ``with`` block; where all weights are there, it changes nothing."""
+        return nullcontext()
+
     def hook_names(self, selector: NameSelector | None = None) -> list[str]:
         """Canonical hook names, all of them or those that a name, alias, glob or predicate selects."""
         return list(self.registry.infos) if selector is None else self.registry.resolve(selector)

@@ -61,13 +61,21 @@ def capture(
         from interp.recording.gradients import resolved_metric
         from interp.recording.plan import DEFAULT_STAGES, plan_capture
     with options.status(f"loading {model}"):
-        loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
+        loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device, stream=_streams(Path(out)))
     wanted = DEFAULT_STAGES if stages is None else options.stage_names(stages)
     plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
     options.note_short_text(plan.n_tokens, tokens)
     metric = None if asked is None else resolved_metric(plan, asked)
     _say_what_it_takes(plan, out)
     _write(plan, out, metric, force=force)
+
+
+def _streams(out: Path) -> bool:
+    """Whether weights are read as blocks run, once, since a capture runs each once; not where it began otherwise."""
+    from interp.storage.manifest import MANIFEST, read_manifest
+    from interp.storage.resuming import streams_weights
+
+    return not (out / MANIFEST).is_file() or streams_weights(read_manifest(out))
 
 
 def _say_what_it_takes(plan: "CapturePlan", out: str) -> None:
@@ -143,7 +151,8 @@ def _write(plan: "CapturePlan", out: str, metric: "Resolved | None", *, force: b
     if metric is not None:
         typer.echo(f"gradients of {metric.name} take {plan.gradient_bytes:,} bytes more, and three times as long")
     begun = Path(out) / MANIFEST
-    typer.echo(time_estimate(plan, read_manifest(Path(out)).blocks_run if begun.is_file() else 0))
+    if getattr(plan.model, "stream", None) is None:  # a trial would read the embedding and a block for nothing else
+        typer.echo(time_estimate(plan, read_manifest(Path(out)).blocks_run if begun.is_file() else 0))
     try:
         watch = Pace(plan, typer.echo)
         if metric is None:

@@ -56,8 +56,10 @@ def summary(found: "Forecast", speed: "Speed", *, device: Any, streamed: bool, o
     memory = found.memory_streamed if streamed else found.memory
     return (
         f"memory about {_size(memory)}{', weights streamed' if streamed else ''} "
-        f"({_size(free_bytes(device))} free now), disk {_size(found.disk_with_statistics)}{room}, "
-        f"time roughly {duration(found.seconds(speed))} and {duration(found.statistics_seconds(speed))} for statistics"
+        f"({_size(free_bytes(device))} free now), "
+        f"disk {_size(found.disk_with_statistics)}{room}, "
+        f"time roughly {duration(found.seconds(speed))} and "
+        f"{duration(found.statistics_seconds(speed))} for its statistics"
     )
 
 

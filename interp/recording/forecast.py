@@ -15,7 +15,7 @@ from hooks.loading.describing import WeightSizes, weight_sizes
 from interp.measure.score_bins import N_BINS
 from interp.measure.statistics import attention_statistics
 from interp.recording.cost import attention_operations, head_operations, matrix_operations
-from interp.recording.plan import DEFAULT_STAGES, CapturePlan, asked_of, layer_bytes, stages_of
+from interp.recording.plan import DEFAULT_STAGES, CapturePlan, asked_of, layer_bytes, stages_of, stored_bytes
 
 LIBRARIES = 500e6  # bytes of Python with torch and transformers imported, measured
 _MAP_SIZE = 128
@@ -110,8 +110,10 @@ class Forecast:
 
     @property
     def qkv_bytes(self) -> int:
-        """Bytes of the q, k and v kept."""
-        return sum(self._layer_bytes(layer) for layer in self.steps)
+        """Bytes of the q, k and v that are stored."""
+        return sum(
+            stored_bytes(self.cfg, steps, self.stages, self.n_tokens, self.dtype) for steps in self.steps.values()
+        )
 
     @property
     def disk(self) -> int:

@@ -168,9 +168,16 @@ def stages_of(steps: tuple[str, ...], stages: Sequence[str]) -> tuple[str, ...]:
 def layer_bytes(
     cfg: HookedTransformerConfig, steps: tuple[str, ...], stages: Sequence[str], n_tokens: int, dtype: torch.dtype
 ) -> int:
-    """Bytes of the q, k and v that a capture keeps of one layer: the one place that says what is stored."""
+    """Bytes of the q, k and v that a capture keeps of one layer."""
     rows = len(stages_of(steps, stages)) * (cfg.n_heads + cfg.n_kv_heads) + cfg.n_kv_heads
     return rows * cfg.d_head * n_tokens * dtype.itemsize
+
+
+def stored_bytes(
+    cfg: HookedTransformerConfig, steps: tuple[str, ...], stages: Sequence[str], n_tokens: int, dtype: torch.dtype
+) -> int:
+    """Bytes of them on disk: the one place that says what of a layer is stored there, which is all of it."""
+    return layer_bytes(cfg, steps, stages, n_tokens, dtype)
 
 
 def _tokens_of(

@@ -1,5 +1,6 @@
 """The pass itself: one block at a time, keeping q, k and v of the layers asked for."""
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -39,8 +40,9 @@ def run_blocks(
     packed = None if plan.documents is None else plan.positions[None].to(plan.tokens.device)
     stream = model.embed_tokens(plan.tokens, position_ids=packed) if resid is None else resid
     context = model.context(plan.tokens, position_ids=packed)
-    for layer in track(range(start, plan.n_blocks), "running the model"):
-        stream = _block(plan, layer, stream, context, sink)
+    with nullcontext() if plan.loss else model.ending_with(plan.n_blocks - 1):
+        for layer in track(range(start, plan.n_blocks), "running the model"):
+            stream = _block(plan, layer, stream, context, sink)
     if not plan.loss:
         return torch.empty(0)
     predicted = predicted_tokens(plan.tokens, None, context.documents)

@@ -10,6 +10,7 @@ from hooks.config.comparing import differing_settings
 from hooks.errors import CaptureError, RopescopeError
 from interp.metrics import Metric, from_description
 from interp.recording.plan import DEFAULT_STAGES, CapturePlan, plan_capture
+from interp.recording.provenance import STREAMED
 from interp.storage.gradient_record import has_gradients, read_record
 from interp.storage.manifest import TOKENS, Manifest
 from interp.storage.own_files import SOURCE
@@ -62,10 +63,16 @@ def load_model(directory: Path, manifest: Manifest) -> HookedTransformer:
     cfg = config_of(directory, manifest)
     try:
         dtype, device = manifest.dtype or cfg.dtype, manifest.environment.get("device")
-        model = HookedTransformer.from_pretrained(source, dtype=dtype, device=device)
+        stream = streams_weights(manifest)
+        model = HookedTransformer.from_pretrained(source, dtype=dtype, device=device, stream=stream)
         return _under_settings(model, cfg)
     except RopescopeError as error:
         raise CaptureError(f"cannot load the model {source!r} again ({error}); {again}") from None
+
+
+def streams_weights(manifest: Manifest) -> bool:
+    """Whether a capture was begun with streamed weights, which are told from others by their files, not their bytes."""
+    return manifest.weights.startswith(STREAMED)
 
 
 def _text_of(path: Path) -> bytes:

@@ -55,7 +55,7 @@ class OneTokenPerCharacter:
 def tiny(monkeypatch):
     """Every model name gives a tiny model."""
 
-    def load(source, *, dtype=None, device=None):
+    def load(source, *, dtype=None, device=None, stream=None):
         dtype = str(dtype or "float32").removeprefix("torch.")
         cfg = HookedTransformerConfig(
             d_model=32,
