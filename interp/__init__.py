@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp import metrics, plots
     from interp.analyses.causes.attributing import attribution, top_edges, top_tokens
+    from interp.analyses.causes.direct import direct_logit_attribution
+    from interp.analyses.causes.patching import activation_patching, attribution_patching, knock_out_sweep
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
@@ -42,19 +44,23 @@ _HOME = {
     "Capture": "interp.captures",
     "Corpus": "interp.corpus.corpora",
     "ScoreWatch": "interp.training.watching",
+    "activation_patching": "interp.analyses.causes.patching",
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
     "audit": "interp.auditing.auditing",
     "attribution": "interp.analyses.causes.attributing",
+    "attribution_patching": "interp.analyses.causes.patching",
     "bound_by_distance": "interp.analyses.scores.layer_bounds",
     "capture": "interp.captures",
     "compare": "interp.analyses.heads.comparison",
     "coverage": "interp.analyses.patterns.covering",
+    "direct_logit_attribution": "interp.analyses.causes.direct",
     "first_token_mass": "interp.analyses.position.sinks",
     "frequency_bias": "interp.analyses.position.frequencies",
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
+    "knock_out_sweep": "interp.analyses.causes.patching",
     "loss_by_position": "interp.analyses.position.losses",
     "measure_corpus": "interp.corpus.measuring",
     "metrics": "interp.metrics",
@@ -88,19 +94,23 @@ __all__ = [
     "Capture",
     "Corpus",
     "ScoreWatch",
+    "activation_patching",
     "attention_map",
     "attention_pattern",
     "attention_statistics",
     "attribution",
+    "attribution_patching",
     "audit",
     "bound_by_distance",
     "capture",
     "compare",
     "coverage",
+    "direct_logit_attribution",
     "first_token_mass",
     "frequency_bias",
     "head_summary",
     "head_table",
+    "knock_out_sweep",
     "loss_by_position",
     "measure_corpus",
     "metrics",

@@ -1,6 +1,7 @@
 """A capture as its users hold it: what it keeps, and its doors to patterns, tables and the report."""
 
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
@@ -224,9 +225,11 @@ def capture(
     plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
     metric = None if gradient_of is None else resolved_metric(plan, gradient_of)
     if path is None:
-        return _front(capture_in_memory(plan, metric))
-    _write(plan, path, metric, force=force)
-    return read_capture(path)
+        found = _front(capture_in_memory(plan, metric))
+    else:
+        _write(plan, path, metric, force=force)
+        found = read_capture(path)
+    return replace(found, _model=weakref.ref(model))
 
 
 def open_capture(path: str | Path) -> Capture:

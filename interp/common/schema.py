@@ -92,6 +92,7 @@ COORDINATES: dict[str, dict[str, str]] = {
     "length": {"units": "token", "description": "tokens in all"},
     "depth": {"units": "1", "description": "where the needle is, from 0 (begin) to 1 (end of the haystack)"},
     "text": {"units": "", "description": "text of the token"},
+    "segment": {"units": "", "description": "part of the text"},
     "edge": {"units": "", "description": "rank of a reading, the largest effect first"},
     "rank": {"units": "", "description": "rank, the largest effect first"},
     "pair": {"units": "", "description": "frequency pair, from the fastest to the slowest"},

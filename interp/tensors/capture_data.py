@@ -1,6 +1,6 @@
 """What a capture holds and says of itself: q, k and v of each layer, the loss, and their exact statistics."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -72,6 +72,7 @@ class CaptureData:
     is_complete: bool = True
     _store: StatisticsStore | None = None
     gradients: Gradients | None = None
+    _model: Callable[[], Any] | None = None  # gives the model that it was made of while that is alive
 
     @property
     def layers(self) -> tuple[int, ...]:

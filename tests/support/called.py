@@ -233,11 +233,31 @@ def _analyses(made, cap, other, directory):
         **{"gain_k": torch.ones(16), "spec": AttentionSpec(scale=0.25), "distance": 3},
     }
     bias, summary = interp.positional_bias(cap), interp.head_summary(cap)
-    moved = interp.capture(made, random_tokens(12, vocab=14), gradient_of=metrics.logit(3))
+    ids = random_tokens(12, vocab=14)
+    moved = interp.capture(made, ids, gradient_of=metrics.logit(3))
     return {
         "attention_statistics": (interp.attention_statistics, statistics),
         "score_bound": (interp.score_bound, bound),
         "score_quantile": (interp.score_quantile, {"ds": cap.statistics(), "q": 0.5}),
+        "activation_patching": (
+            interp.activation_patching,
+            {
+                **{"model": made, "clean": ids[0], "corrupted": ids.flip(1), "m": metrics.logit(3), "at": "z"},
+                **{"by": "position", "layers": 1, "positions": [0, 3]},
+            },
+        ),
+        "knock_out_sweep": (
+            interp.knock_out_sweep,
+            {"model": made, "tokens": ids, "m": metrics.loss(), "segments": {"x": slice(2, 4)}, "layers": 0},
+        ),
+        "attribution_patching": (
+            interp.attribution_patching,
+            {"cap": moved, "clean": interp.capture(made, ids.flip(1)), "at": "k", "by": "head"},
+        ),
+        "direct_logit_attribution": (
+            interp.direct_logit_attribution,
+            {"cap": moved, "token": " cat", "position": -1, "model": made},
+        ),
         "attribution": (interp.attribution, {"cap": moved, "layers": 0, "map_size": 4}),
         "top_edges": (interp.top_edges, {"cap": moved, "n": 3, "layers": 1, "heads": [0, 2]}),
         "top_tokens": (

@@ -73,3 +73,38 @@ TOP_TOKENS: dict[str, Variable] = {
     "token": Variable(("rank",), "token", "the token", ""),
     "text": Variable(("rank",), "", "its text", ""),
 }
+
+_PATCHING = "arXiv:2004.12265, arXiv:2202.05262"
+ACTIVATION_PATCHING: dict[str, Variable] = {
+    "metric": Variable(("layer",), "metric", "the metric with this part put in from the clean text", "m", _PATCHING),
+    "restored": Variable(
+        ("layer",),
+        "1",
+        "share of the gap between corrupted and clean that this part brings back",
+        "(m(patched) − m(corrupted)) / (m(clean) − m(corrupted))",
+        _PATCHING,
+    ),
+}
+
+ATTRIBUTION_PATCHING: dict[str, Variable] = {
+    "change": Variable(
+        ("layer",), "metric", "change of the metric by a patch, to first order", "Σ (x_clean − x) · ∂m/∂x", _SOURCE
+    )
+}
+
+KNOCK_OUT_SWEEP: dict[str, Variable] = {
+    "metric": Variable(_HEAD, "metric", "the metric without this", "m", "arXiv:1905.10650"),
+    "change": Variable(
+        _HEAD, "metric", "change of the metric by doing without", "m(without) − m", "arXiv:1905.10650, arXiv:2304.14767"
+    ),
+}
+
+DIRECT_LOGIT_ATTRIBUTION: dict[str, Variable] = {
+    "logit": Variable(
+        (*_HEAD, "key"),
+        "logit",
+        "what a head adds to the token's logit by reading this key, later layers left out",
+        "p_ij v_j W_O · direction",
+        "arXiv:2211.00593",
+    )
+}
