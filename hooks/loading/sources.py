@@ -83,7 +83,11 @@ def read_source(
         WeightError: a file is damaged, or the weights are not of the sizes that the config names.
     """
     ignored = checks.words("ignore_config_keys", ignore_config_keys, error=ConfigError)
-    options = {"dtype": asked_dtype(dtype), "device": _device(device), "ignored": ignored}
+    options = {
+        "dtype": asked_dtype(dtype),
+        "device": checks.device("device", device, error=ConfigError),
+        "ignored": ignored,
+    }
     if isinstance(source, nn.Module):
         found = _from_live(source, **options)
     elif not isinstance(source, str | Path):
@@ -124,17 +128,6 @@ def asked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
             f"dtype={checks.shown(dtype)} is no type to compute in; use float32, bfloat16, float16 or float64"
         )
     return found
-
-
-def _device(device: torch.device | str | None) -> torch.device | str | None:
-    """A device that this machine has."""
-    try:
-        if device is not None:
-            torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"device={checks.shown(device)} does not work here ({reason}); use cpu, or None") from error
-    return device
 
 
 def _from_name(name: str, **options: Any) -> Checkpoint:

@@ -33,6 +33,7 @@ from interp.measure.visibility import Visibility
 from interp.measure.work import Pass
 
 MEMORY_BUDGET = 32 * 2**20
+DEVICE_BUDGET = 2**31  # of a CUDA device: blocks as high as they get at any length that has been asked for
 _TILE_NUMBERS = 2048  # of a row in the fused pass: scores of a tile with its edges, sums and largest of its keys
 Backend = Literal["auto", "portable", "fused"]
 
@@ -53,7 +54,7 @@ def attention_statistics(
     query_positions: Int[Tensor, " query"] | None = None,
     key_positions: Int[Tensor, " key"] | None = None,
     documents: Sequence[int] | Int[Tensor, " document"] | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     backend: Backend = "auto",
 ) -> xr.Dataset:
@@ -92,7 +93,8 @@ def attention_statistics(
         documents: Rows of k at which the documents begin that are packed into one row, ascending from 0; None is one
             document. Each is measured as it would be alone: rows and keys stand one behind the other, pairs of all
             documents count together.
-        memory_budget: Bytes that the blocks at hand may take, over all threads; a block has at least one row.
+        memory_budget: Bytes that the blocks at hand may take, over all threads; a block has at least one row. None is
+            32 MiB, and 2 GiB of a CUDA device.
         progress: Called with rows done and rows in total, over all heads; by default a bar on a terminal, once it takes
             longer than a moment.
         backend: "fused" is compiled and multi-threaded, for float32 scores on the CPU and keys without holes;
@@ -109,12 +111,13 @@ def attention_statistics(
     groups = frozenset(checks.choices("groups", groups, GROUPS))
     backend = checks.choice("backend", backend, get_args(Backend))
     map_size = checks.whole("map_size", map_size, at_least=1)
-    memory_budget = checks.whole("memory_budget", memory_budget, at_least=1)
+    memory_budget = None if memory_budget is None else checks.whole("memory_budget", memory_budget, at_least=1)
     check_progress(progress)
     check_tensors(q, k, v, w_o, spec)
     start = checked_start(query_start, q, k, spec)
     device = float64_device(q.device)
     q, k, v = q.to(device), k.to(device), None if v is None else v.to(device)
+    budget = memory_budget or (DEVICE_BUDGET if q.device.type == "cuda" else MEMORY_BUDGET)
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
     query_positions = checked_positions("query_positions", query_positions, start, q.shape[0], q.device)
     key_positions = checked_positions("key_positions", key_positions, 0, k.shape[0], k.device)
@@ -156,7 +159,7 @@ def attention_statistics(
         for parts, rows in zip(chosen, samples.rows, strict=True):
             before = totals.sums(measured_rows) if samples.estimate else {}
             for (keys, _), own in zip(apart, parts, strict=True):
-                height = block_height(memory_budget, buffers, own, spec, dtype, beside)
+                height = block_height(budget, buffers, own, spec, dtype, beside)
                 norms = None if value_norm is None else value_norm[:, keys]
                 of_keys = totals.of_keys(keys)
                 run(pass_over(visibility=own, totals=of_keys, value_norm=norms, height=height), offset, done)

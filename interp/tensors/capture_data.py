@@ -236,7 +236,12 @@ class CaptureData:
         return replace(self, _layers={n: self._layer(n) for n in sorted(chosen)})
 
     def statistics(
-        self, layers: int | Sequence[int] | None = None, groups: str | Sequence[str] = GROUPS, *, map_size: int = 128
+        self,
+        layers: int | Sequence[int] | None = None,
+        groups: str | Sequence[str] = GROUPS,
+        *,
+        map_size: int = 128,
+        device: torch.device | str | None = None,
     ) -> xr.Dataset:
         """Exact attention statistics of each layer, computed once and kept: in memory, and beside a capture on disk.
 
@@ -244,17 +249,26 @@ class CaptureData:
             layers: which of the captured layers; None is all of them.
             groups: families of statistics, see `interp.attention_statistics`.
             map_size: side of the pooled attention map in cells.
+            device: where to compute them, one layer there at a time; None is where q and k are, of a capture on disk
+                the CPU. What is kept already is not computed again.
 
         Returns:
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
+
+        Raises:
+            InputError: a device that this machine has not.
+            StageError: a layer that was not captured.
         """
+        device = checks.device("device", device)
         chosen = asked_layers(self.layers, layers)
         groups = tuple(sorted(checks.choices("groups", groups, GROUPS)))
         map_size = checks.whole("map_size", map_size, at_least=1)
-        found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
+        found = {n: self._layer_statistics(n, groups, map_size, device) for n in track(chosen, "measuring attention")}
         return stack_layers(found)
 
-    def _layer_statistics(self, layer: int, groups: tuple[str, ...], map_size: int) -> xr.Dataset:
+    def _layer_statistics(
+        self, layer: int, groups: tuple[str, ...], map_size: int, device: torch.device | str | None
+    ) -> xr.Dataset:
         """Statistics of one layer: from memory, from beside the capture, or computed and kept in both."""
         key, settings = (layer, groups, map_size), {"groups": groups, "map_size": map_size}
         held = self._layer(layer)
@@ -263,17 +277,14 @@ class CaptureData:
             if kept is not None:
                 self._statistics[key] = kept
         if key not in self._statistics:
-            v = held.v
+            q, k, v, spec = self.q(layer), self.k(layer), held.v, held.constants.spec
+            w_o = None if v is None else held.constants.w_o
+            if device is not None:
+                q, k, v, w_o = (None if x is None else x.to(device) for x in (q, k, v, w_o))
+                spec = replace(spec, sinks=None if spec.sinks is None else spec.sinks.to(device))
             with named_layer(layer):
                 found = attention_statistics(
-                    self.q(layer),
-                    self.k(layer),
-                    held.constants.spec,
-                    v=v,
-                    w_o=None if v is None else held.constants.w_o,
-                    groups=groups,
-                    map_size=map_size,
-                    **self.standing,
+                    q, k, spec, v=v, w_o=w_o, groups=groups, map_size=map_size, **self.standing
                 )
             self._statistics[key] = found
             if self._store is not None:

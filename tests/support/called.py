@@ -212,7 +212,7 @@ def _captures(made, cap, directory):
         "cap.steps": (cap.steps, {"layer": 0}),
         "cap.stages": (cap.stages, {"layer": 0}),
         "cap.select": (cap.select, {"layers": [0]}),
-        "cap.statistics": (cap.statistics, {"layers": 0, "groups": "rows", "map_size": 8}),
+        "cap.statistics": (cap.statistics, {"layers": 0, "groups": "rows", "map_size": 8, "device": "cpu"}),
         "cap.top_keys": (cap.top_keys, {"layer": 0, "head": 1, "query": 5, "k": 3}),
         "cap.pattern[]": (lambda index: cap.pattern[index], {"index": (0, 1, slice(0, 5), slice(0, 3))}),
         "cap.report": (cap.report, {"path": directory / "r.html", "heads": 1, "csv": None, "compare_with": None}),
