@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
@@ -89,6 +90,7 @@ class Capture(CaptureData):
         groups: str | Sequence[str] = GROUPS,
         *,
         map_size: int = 128,
+        device: torch.device | str | None = None,
         scheduler: Any = None,
     ) -> xr.Dataset:
         """Exact attention statistics of each layer, computed once and kept: in memory, and beside a capture on disk.
@@ -97,6 +99,8 @@ class Capture(CaptureData):
             layers: which of the captured layers; None is all of them.
             groups: families of statistics, see `interp.attention_statistics`.
             map_size: side of the pooled attention map in cells.
+            device: where to compute them, one layer there at a time; None is where q and k are, of a capture on disk
+                the CPU. What is kept already is not computed again.
             scheduler: measure the layers of a capture on disk on the workers of this dask cluster, each a layer: the
                 address of its scheduler, or a Client. They must see the capture under the same path.
 
@@ -104,22 +108,24 @@ class Capture(CaptureData):
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
 
         Raises:
+            InputError: a device that this machine has not.
             StageError: a layer that was not captured.
             CaptureError: with a scheduler, a capture in memory.
             ClusterError: dask.distributed is not installed, nobody answers, or a layer ended every worker.
         """
         if scheduler is not None:
             chosen = asked_layers(self.layers, layers)
-            self._measure_on(scheduler, [n for n in chosen if n in self.layers], groups, map_size)
-        return super().statistics(layers, groups, map_size=map_size)
+            how = {"groups": groups, "map_size": map_size, "device": None if device is None else str(device)}
+            self._measure_on(scheduler, [n for n in chosen if n in self.layers], how)
+        return super().statistics(layers, groups, map_size=map_size, device=device)
 
-    def _measure_on(self, scheduler: Any, layers: Sequence[int], groups: str | Sequence[str], map_size: int) -> None:
+    def _measure_on(self, scheduler: Any, layers: Sequence[int], how: dict[str, Any]) -> None:
         """Have every layer measured by a worker, which keeps it beside the capture."""
         if self.path is None:
             raise CaptureError("workers cannot see a capture in memory: capture to a directory, with path=")
         place = str(self.path.resolve())
         with cluster(scheduler) as client:
-            pieces = (Piece(layer, (place, layer, groups, map_size)) for layer in layers)
+            pieces = (Piece(layer, (place, layer, how)) for layer in layers)
             for layer, result in run_on(client, measure_layer, pieces) if client is not None else ():
                 if isinstance(result, Killed):
                     raise ClusterError(f"layer {layer} ended every worker that measured it: give them more memory")
@@ -306,10 +312,10 @@ def resume(
     return read_capture(directory)
 
 
-def measure_layer(path: str, layer: int, groups: str | Sequence[str], map_size: int) -> int:
+def measure_layer(path: str, layer: int, how: dict[str, Any]) -> int:
     """Measure a layer of a capture on disk, on a worker, and keep it there."""
     take_share()
-    read_capture(path).statistics(layer, groups, map_size=map_size)
+    read_capture(path).statistics(layer, **how)
     return layer
 
 
