@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
 from hooks import AttentionSpec, HookedTransformer, checks
 from hooks.attached.transformer import AttachedTransformer
-from hooks.errors import CaptureError, CaptureWarning, ClusterError, InputError
+from hooks.errors import CaptureError, CaptureWarning, ClusterError, InputError, OutputError, RopescopeError
 from interp.analyses.patterns.windows import PatternView, top_keys
 from interp.engine.clusters import cluster
 from interp.engine.running import Killed, Piece, run_on
@@ -28,10 +28,11 @@ from interp.recording.from_cache import data_of_cache
 from interp.recording.gradients import resolved_metric
 from interp.recording.in_memory import capture_in_memory
 from interp.recording.plan import DEFAULT_STAGES, CapturePlan, check_model, plan_capture
+from interp.recording.several import positions_of, rows_of
 from interp.reporting.page import report
 from interp.storage.gradient_files import read_gradients, tidy_gradients, write_with_gradients
 from interp.storage.gradient_record import has_gradients, read_record
-from interp.storage.manifest import Manifest, read_manifest
+from interp.storage.manifest import MANIFEST, Manifest, read_manifest
 from interp.storage.reading import read_data
 from interp.storage.resuming import load_model, metric_to_finish, plan_rest
 from interp.storage.writing import tidy, write_capture
@@ -170,7 +171,7 @@ class Capture(CaptureData):
 
 def capture(
     model: HookedTransformer | AttachedTransformer,
-    text_or_tokens: str | Text | Sequence[int] | Tensor,
+    text_or_tokens: str | Text | Sequence[Any] | Tensor,
     path: str | Path | None = None,
     *,
     n_tokens: int | None = None,
@@ -178,10 +179,11 @@ def capture(
     layers: int | Iterable[int] | None = None,
     loss: bool = True,
     prepend_bos: bool | None = None,
-    positions: Int[Tensor, " pos"] | Sequence[int] | None = None,
+    positions: Int[Tensor, "*batch pos"] | Sequence[Any] | None = None,
+    attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None = None,
     gradient_of: Metric | None = None,
     force: bool = False,
-) -> Capture:
+) -> Any:
     """Run the model once, layer by layer, and keep q, k, v and the loss of each token.
 
     Memory is that of one fused forward pass plus the tensors kept, or with a path those of one layer: no attention
@@ -191,8 +193,10 @@ def capture(
 
     Args:
         model: a HookedTransformer, native or attached.
-        text_or_tokens: a text, or token ids in one row.
-        path: a directory to write to, made if it is not there; None keeps the capture in memory.
+        text_or_tokens: a text, or token ids in one row; or several: a list of texts or of rows of ids, or ids
+            [batch, pos]. Each row is read by itself, and a list of captures returned, one a row.
+        path: a directory to write to, made if it is not there; None keeps the capture in memory. Of several texts it
+            holds a directory each, 000, 001, …, of which those that are finished are kept when it is called again.
         n_tokens: read at most this many tokens. The standard text is repeated when more are asked for.
         stages: tensors to keep besides the final q and k, such as ``pre_norm`` or ``post_rope``. By default those
             before the norm and before the rotation, where the model has these steps.
@@ -203,7 +207,9 @@ def capture(
             tokenizer, as ``model.to_tokens`` does; False leaves out even one that the tokenizer itself would add.
         positions: position of each token. Where they start again from 0 a new document starts, packed into the same
             row: no query sees another document, and the first token of each is predicted from nothing (its loss is
-            NaN). None counts from 0 to the end.
+            NaN). None counts from 0 to the end. For several texts, a row each.
+        attention_mask: 0 where a token id is padding, which is left out: what is measured is each text, at the
+            positions at which the model has it.
         gradient_of: a metric of `interp.metrics`. Behind the way forth the blocks then run back from it, each once more
             with its graph, in O(n · d) memory, and ``cap.gradient`` gives ∂m/∂z, q, k, v, which `interp.attribution`
             reads.
@@ -213,8 +219,8 @@ def capture(
     Raises:
         StageError: an unknown stage, one that no layer has, or a layer that the model does not have.
         TextError: fewer than two tokens to read.
-        InputError: token ids that the model does not know, prepend_bos together with token ids, or positions that do
-            not count from 0 in each document.
+        InputError: token ids that the model does not know, prepend_bos together with token ids, positions that do not
+            count from 0 in each document, or a mask that does not fit; of several texts, which one.
         TokenizerError: a text, and the model has no tokenizer, or prepend_bos=True and the tokenizer no BOS token; a
             metric's token that is several.
         PositionError: a metric's position that the text does not have.
@@ -228,14 +234,51 @@ def capture(
         >>> cap = open_capture("essay.capture")  # later, elsewhere, without the model
     """
     force = checks.flag("force", force)
-    plan = plan_capture(model, text_or_tokens, n_tokens, stages, layers, loss, prepend_bos, positions)
-    metric = None if gradient_of is None else resolved_metric(plan, gradient_of)
+    check_model(model)
+    rows = rows_of(model, text_or_tokens, attention_mask)
+    if rows is None:
+        rows, each_at, one = [text_or_tokens], [positions], True
+    else:
+        one = attention_mask is not None and len(rows) == 1  # ids [1, pos] are one text
+        each_at = positions_of(positions, len(rows), masked=attention_mask is not None)
+    options = (n_tokens, stages, layers, loss, prepend_bos)
+    plans: list[tuple[CapturePlan, Resolved | None]] = []  # all of them before the first is run
+    for number, (row, at) in enumerate(zip(rows, each_at, strict=True)):
+        try:
+            plan = plan_capture(model, row, *options, at)
+            plans.append((plan, None if gradient_of is None else resolved_metric(plan, gradient_of)))
+        except RopescopeError as error:
+            raise error if one else type(error)(f"text {number} of {len(rows)}: {error}") from None
+    places = _places(path, len(plans), one)
+    made = [_captured(*plan, where, force=force) for plan, where in zip(plans, places, strict=True)]
+    return made[0] if one else made
+
+
+def _captured(plan: CapturePlan, metric: Resolved | None, path: Path | None, *, force: bool) -> Capture:
+    """One capture, in memory or at a path."""
     if path is None:
         found = _front(capture_in_memory(plan, metric))
     else:
         _write(plan, path, metric, force=force)
         found = read_capture(path)
-    return replace(found, _model=weakref.ref(model))
+    return replace(found, _model=weakref.ref(plan.model))
+
+
+def _places(path: str | Path | None, count: int, one: bool) -> list[Path | None]:
+    """Where each capture goes: the path itself, or a numbered directory in it each."""
+    if path is None:
+        return [None] * count
+    directory = checks.path("path", path, error=OutputError)
+    if one:
+        return [directory]
+    if (directory / MANIFEST).exists():
+        raise CaptureError(f"{str(path)!r} holds the capture of one text, and these are {count}: choose another path")
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another path") from None
+    digits = max(3, len(str(count - 1)))
+    return [directory / f"{number:0{digits}d}" for number in range(count)]
 
 
 def open_capture(path: str | Path) -> Capture:

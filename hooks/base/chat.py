@@ -1,7 +1,7 @@
 """A conversation as token ids, by the tokenizer's own chat template."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError
 
@@ -34,12 +34,12 @@ def chat_ids(tokenizer: Any, messages: Any, *, add_generation_prompt: bool) -> l
             "one after another"
         )
     try:
-        ids: Any = tokenizer.apply_chat_template(
-            [dict(each) for each in given],
+        ids = tokenizer.apply_chat_template(
+            [dict(cast(Mapping[str, Any], each)) for each in given],
             tokenize=True,
             add_generation_prompt=add_generation_prompt,
             return_dict=False,
         )
-        return list(ids)
+        return cast(list[int], ids)
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"messages={shown(messages)}: the tokenizer's chat template refuses them: {error}") from error

@@ -191,6 +191,10 @@ def _captures(made, cap, directory):
     }
     return {
         "capture": (interp.capture, capture | {"loss": True, "force": False, "positions": torch.arange(12)}),
+        "capture of several": (
+            interp.capture,
+            {"model": made, "text_or_tokens": ids.view(2, 6), "attention_mask": torch.ones(2, 6), "positions": None},
+        ),
         "capture to disk": (interp.capture, capture | {"path": directory / "again.capture"}),
         "capture of a text": (interp.capture, capture | {"text_or_tokens": "the cat sat", "prepend_bos": True}),
         "open_capture": (interp.open_capture, {"path": directory / "kept.capture"}),
