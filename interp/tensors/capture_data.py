@@ -240,7 +240,8 @@ class CaptureData:
             q, k, v, spec = self.q(layer), self.k(layer), held.v, held.constants.spec
             w_o = None if v is None else held.constants.w_o
             if device is not None:
-                q, k, v, w_o = (None if x is None else x.to(device) for x in (q, k, v, w_o))
+                q, k = q.to(device), k.to(device)
+                v, w_o = (None if x is None else x.to(device) for x in (v, w_o))
                 spec = replace(spec, sinks=None if spec.sinks is None else spec.sinks.to(device))
             with named_layer(layer):
                 found = attention_statistics(
