@@ -14,6 +14,7 @@ from hooks.errors import InputError
 
 ReturnType = Literal["logits", "loss", "both"]
 LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
+_PIECE_BYTES = 16 * 2**20  # of them whose −log p is taken at once: memory that is used again, not asked for anew
 
 
 def check_return_type(return_type: Any) -> None:
@@ -48,7 +49,9 @@ def next_token_nll(
     def nll(start: int, stop: int) -> Tensor:
         found = logits(start, stop).to(wide).flatten(0, 1)
         targets = tokens[:, start + 1 : stop + 1].to(found.device)
-        return functional.cross_entropy(found, targets.flatten(), reduction="none").view_as(targets)
+        few = max(_PIECE_BYTES // (wide.itemsize * d_vocab), 1)
+        pieces = zip(found.split(few), targets.flatten().split(few), strict=True)
+        return torch.cat([functional.cross_entropy(*piece, reduction="none") for piece in pieces]).view_as(targets)
 
     parts = []
     for start in range(0, last, max(rows, 1)):

@@ -111,13 +111,12 @@ def attention_statistics(
     groups = frozenset(checks.choices("groups", groups, GROUPS))
     backend = checks.choice("backend", backend, get_args(Backend))
     map_size = checks.whole("map_size", map_size, at_least=1)
-    memory_budget = None if memory_budget is None else checks.whole("memory_budget", memory_budget, at_least=1)
     check_progress(progress)
     check_tensors(q, k, v, w_o, spec)
+    budget = _budget(memory_budget, q)
     start = checked_start(query_start, q, k, spec)
     device = float64_device(q.device)
     q, k, v = q.to(device), k.to(device), None if v is None else v.to(device)
-    budget = memory_budget or (DEVICE_BUDGET if q.device.type == "cuda" else MEMORY_BUDGET)
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
     query_positions = checked_positions("query_positions", query_positions, start, q.shape[0], q.device)
     key_positions = checked_positions("key_positions", key_positions, 0, k.shape[0], k.device)
@@ -173,6 +172,13 @@ def attention_statistics(
     return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("run_"))
 
 
+def _budget(memory_budget: int | None, q: Tensor) -> int:
+    """Bytes for the blocks at hand: as asked for, or what the device of q can spare."""
+    if memory_budget is not None:
+        return checks.whole("memory_budget", memory_budget, at_least=1)
+    return DEVICE_BUDGET if q.is_cuda else MEMORY_BUDGET
+
+
 def _map_shape(map_size: int, n_queries: int, n_keys: int) -> tuple[int, int]:
     """Rows and columns of the pooled map, no more than there are queries and keys."""
     if map_size < 1:
@@ -223,5 +229,9 @@ def value_norms(
         norms = torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64).T.repeat_interleave(group, dim=0)
         return norms.to(dtype)
     factor = torch.linalg.qr(w_o.to(v.device, torch.float64).mT, mode="r").R
-    moved = (v[:, h // group].double() @ factor[h].T for h in range(heads))
-    return torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in moved]).to(dtype)
+    norms = []
+    for kv_head in range(v.shape[1]):
+        own = v[:, kv_head].double()
+        for head in range(kv_head * group, (kv_head + 1) * group):
+            norms.append(torch.linalg.vector_norm(own @ factor[head].T, dim=-1))
+    return torch.stack(norms).to(dtype)

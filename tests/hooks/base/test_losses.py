@@ -69,8 +69,21 @@ def test_a_few_positions_at_a_time_are_all_of_them(monkeypatch):
     assert sizes == [5, 5, 5, 5, 5, 3]
 
 
+@torch.no_grad()
+def test_the_loss_of_a_few_rows_at_a_time_is_that_of_all_to_the_bit(monkeypatch):
+    table = torch.randn(2, 29, 97)
+    bits = []
+    for piece in (2**24, 3 * 4 * 97, 1):
+        monkeypatch.setattr(hooks.base.losses, "_PIECE_BYTES", piece)
+        bits.append(next_token_nll(lambda a, b: table[:, a:b], IDS, d_vocab=97, dtype=torch.float32))
+    torch.testing.assert_close(bits[0].double(), by_definition(table.double(), IDS), rtol=1e-6, atol=1e-6)
+    assert torch.equal(bits[0], bits[1])
+    assert torch.equal(bits[0], bits[2])
+
+
 def test_logits_that_are_computed_again_give_the_same_gradient(monkeypatch):
     model = tiny.tiny_model("llama", dtype=torch.float64)
+    monkeypatch.setattr(hooks.base.losses, "_PIECE_BYTES", 3 * 8 * 97)
     monkeypatch.setattr(hooks.base.losses, "LOGIT_BYTES", 5 * 8 * 97 * 2)
     for ours in ways(model):
         parameters = list((ours if isinstance(ours, HookedTransformer) else model).parameters())
