@@ -111,7 +111,7 @@ def plan_capture(
     n_tokens = None if n_tokens is None else checks.whole("n_tokens", n_tokens, at_least=2)
     steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
     _check_stages(stages, steps)
-    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
+    tokens, what, text = tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
     documents = None if positions is None else _documents_of(positions, tokens)
     str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
@@ -130,13 +130,13 @@ def plan_capture(
     return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance, loss, documents)
 
 
-def _tokens_of(
+def tokens_of(
     model: HookedTransformer | AttachedTransformer,
     source: "str | Text | Sequence[int] | Tensor",
     n_tokens: int | None,
     prepend_bos: bool | None,
 ) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
-    """Tokens in one row, one line on what they are, and the text if there is one."""
+    """Tokens in one row, one line on what they are, and the text if there is one; arguments as of `interp.capture`."""
     if isinstance(source, str | Text):
         text = as_text(source)
         tokens, what = tokenise(model, text, n_tokens, prepend_bos)
