@@ -42,6 +42,10 @@ def corpus(
     layers: Annotated[
         str | None, typer.Option(metavar="LIST", help="Layers to measure, such as 0,3-5; by default all.")
     ] = None,
+    pack: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Take so many texts at a time, and run short ones in one row; by default 1."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="K", help="Measure in so many processes of this machine.")
     ] = None,
@@ -56,7 +60,7 @@ def corpus(
     """
     given = {
         "--model": model, "--tokens": tokens, "--out": out, "--analyses": analyses, "--layers": layers,
-        "--workers": workers, "--scheduler": scheduler,
+        "--pack": pack, "--workers": workers, "--scheduler": scheduler,
     }  # fmt: skip
     if _is_corpus(texts):
         if clash := [option for option, value in given.items() if value is not None]:
@@ -69,6 +73,8 @@ def corpus(
         raise InputError("--workers and --scheduler: give one of them, processes to start or a cluster that is there")
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: at least 1")
+    if pack is not None and pack < 1:
+        raise InputError(f"--pack {pack}: at least 1")
     if "://" not in place:
         options.check_place(place)
     chosen = options.numbers(layers, "--layers")
@@ -79,7 +85,7 @@ def corpus(
     try:
         found = measure_corpus(
             source, texts, place, n_tokens=most, analyses=names, layers=chosen, scheduler=scheduler, workers=workers,
-            watch=_spoken(time.monotonic()),
+            pack=pack or 1, watch=_spoken(time.monotonic()),
         )  # fmt: skip
     except KeyboardInterrupt:
         raise InterruptedRunError("interrupted; run it again to go on with the texts that are left") from None

@@ -2,8 +2,9 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from interp.corpus.work import (
     describe_source,
     facts_of,
     load,
-    measure_text,
+    measure_texts,
     versions,
 )
 from interp.engine.clusters import cluster, dashboard
 from interp.engine.running import Killed, Piece, run_here, run_on, versions_of
 from interp.texts.corpora import Documents, read_documents
+
+# Numbers of the texts that are measured together.
+Group = tuple[int, ...]
 
 
 @dataclass
@@ -74,6 +78,7 @@ def measure_corpus(
     layers: int | Sequence[int] | None = None,
     scheduler: Any = None,
     workers: int | None = None,
+    pack: int = 1,
     watch: Callable[[Progress], None] | None = None,
 ) -> Corpus:
     """Measure a model on many texts, one result a text.
@@ -95,6 +100,9 @@ def measure_corpus(
         scheduler: measure on the workers of this dask cluster: the address of its scheduler, or a Client.
         workers: measure in so many processes of this machine, started for it. Its cores are shared out among them.
             In a script, call it below ``if __name__ == "__main__":``, since each process imports the script.
+        pack: how many texts are taken at a time. Those that have at most n_tokens together run through the model in one
+            row, in which none sees another and positions start again; each is measured, and kept, as a text of its
+            own. Quicker for short texts; numbers are the same to rounding.
         watch: called with the `Progress` after every text.
 
     Raises:
@@ -111,6 +119,7 @@ def measure_corpus(
         >>> corpus.mean("head_summary")["first_token_mass"]
     """
     wanted = checks.whole("n_tokens", n_tokens, at_least=2)
+    pack = checks.whole("pack", pack, at_least=1)
     names = chosen_analyses(analyses)
     documents = read_documents(texts)
     if (scheduler is not None or workers is not None) and not isinstance(source, str | Path):
@@ -123,23 +132,23 @@ def measure_corpus(
         model, facts = _described(source, layers, client)
         store = CorpusStore.at(path, write=True)
         where = _lasting(source) if isinstance(source, str | Path) else ""
-        plan = Plan(where, facts, wanted, names, versions(), entries(documents), documents.where)
+        plan = Plan(where, facts, wanted, names, versions(), entries(documents), documents.where, pack)
         plan = _begun(store, plan)
         _say_duplicates(plan)
         corpus = read_corpus(store)
-        left = [n for n in plan.wanted if n not in {*corpus.finished, *corpus.failures}]
         done, failed = len(corpus.finished), len(corpus.failures)
         progress = Progress(len(plan.wanted), done, failed, before=done + failed, dashboard=dashboard(client))
-        pieces = _pieces(documents, plan, left)
+        groups = _groups(plan, {*corpus.finished}, {*corpus.failures})
         bare = replace(plan, texts=())
         if client is None:
             measurer = Measurer(load(source) if model is None else model, store, bare)
-            results = run_here(measurer, pieces)
+            results = run_here(measurer, _pieces(documents, plan, groups))
         else:
-            job = Job(bare, _reachable(path))
-            tasks = (Piece(piece.key, (job, *piece.arguments)) for piece in pieces)
-            results = run_on(client, measure_text, tasks, waiting=lambda: watch(progress) if watch else None)
-        _take(results, store, progress, watch)
+            waiting = partial(watch, progress) if watch else (lambda: None)
+            results = _on_workers(
+                client, Job(bare, _reachable(path)), partial(_pieces, documents, plan), groups, waiting
+            )
+        _take(results, store, progress, watch, {*corpus.finished})
     return read_corpus(store)
 
 
@@ -173,32 +182,65 @@ def _begun(store: CorpusStore, plan: Plan) -> Plan:
     return there
 
 
-def _pieces(documents: Documents, plan: Plan, numbers: Sequence[int]) -> Iterator[Piece[int]]:
+def _groups(plan: Plan, finished: set[int], failed: set[int]) -> list[Group]:
+    """The texts that are measured together, of which one at least is left; the same ones whenever a run goes on."""
+    all_of_them = (tuple(plan.wanted[at : at + plan.pack]) for at in range(0, len(plan.wanted), plan.pack))
+    tried = finished | failed
+    return [tuple(n for n in group if n not in failed) for group in all_of_them if not tried.issuperset(group)]
+
+
+def _pieces(documents: Documents, plan: Plan, groups: Iterable[Group]) -> Iterator[Piece[Group]]:
     """The texts to measure, each read when it is its turn."""
-    for number in numbers:
-        document = documents.read(number)
-        if document.sha256 != plan.texts[number].sha256:
-            raise CorpusMismatchError(f"text {plan.texts[number].name!r} changed since this run began")
-        yield Piece(number, (number, document.content))
+    for group in groups:
+        texts = []
+        for number in group:
+            document = documents.read(number)
+            if document.sha256 != plan.texts[number].sha256:
+                raise CorpusMismatchError(f"text {plan.texts[number].name!r} changed since this run began")
+            texts.append((number, document.content))
+        yield Piece(group, (texts,))
+
+
+def _on_workers(
+    client: Any,
+    job: Job,
+    pieces: Callable[[Iterable[Group]], Iterator[Piece[Group]]],
+    groups: Iterable[Group],
+    waiting: Callable[[], None],
+) -> Iterator[tuple[Group, Any]]:
+    """What workers measure; of several texts that end a worker together, each is tried alone."""
+    alone: list[Group] = []
+
+    def tasks(of: Iterable[Group]) -> Iterator[Piece[Group]]:
+        return (Piece(piece.key, (job, *piece.arguments)) for piece in pieces(of))
+
+    for group, result in run_on(client, measure_texts, tasks(groups), waiting=waiting):
+        if isinstance(result, Killed) and len(group) > 1:
+            alone += [(number,) for number in group]
+        else:
+            yield group, result
+    yield from run_on(client, measure_texts, tasks(alone), waiting=waiting)
 
 
 def _take(
-    results: Iterator[tuple[int, Any]],
+    results: Iterator[tuple[Group, Any]],
     store: CorpusStore,
     progress: Progress,
     watch: Callable[[Progress], None] | None,
+    finished: set[int],
 ) -> None:
     """Count what comes, and write down what ended its worker."""
     with counted("measuring texts") as report:
-        for number, result in results:
+        for group, result in results:
             if isinstance(result, Killed):
-                store.fail(number, result.reason)
-                result = Outcome(result.reason, "", 0)
-            progress.failed += bool(result.reason)
-            progress.done += not result.reason
-            if result.process:
-                held = max(result.memory, progress.memory.get(result.process, 0))
-                progress.memory[result.process] = held
+                store.fail(group[0], result.reason)
+                result = [Outcome(result.reason, "", 0)]
+            for number, outcome in zip(group, result, strict=True):
+                progress.failed += bool(outcome.reason)
+                progress.done += not outcome.reason and number not in finished
+                if outcome.process:
+                    held = max(outcome.memory, progress.memory.get(outcome.process, 0))
+                    progress.memory[outcome.process] = held
             report(progress.done + progress.failed, progress.total)
             if watch is not None:
                 watch(progress)

@@ -72,6 +72,7 @@ class Plan:
         versions: of the packages that a number depends on.
         texts: every text, in order.
         where: where they came from, in words.
+        pack: how many texts are measured at a time, in rows of at most n_tokens.
     """
 
     source: str
@@ -81,6 +82,7 @@ class Plan:
     versions: dict[str, str]
     texts: tuple[Entry, ...]
     where: str
+    pack: int = 1
 
     def to_json(self) -> str:
         """The plan as it stands in its file; the texts as columns, which keeps many of them short."""
@@ -152,6 +154,7 @@ class Plan:
             "the layers": number_ranges(self.model.layers),
             "the type": self.model.dtype,
             "n_tokens": str(self.n_tokens),
+            "pack": str(self.pack),
             "the analyses": ", ".join(self.analyses),
             **{f"the version of {name}": version for name, version in self.versions.items()},
         }

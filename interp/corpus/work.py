@@ -1,4 +1,4 @@
-"""One text measured: captured in memory, every analysis taken, its record written, the rest dropped.
+"""Texts measured: captured in memory, every analysis taken, the record of each written, the rest dropped.
 
 The same function does it in this process and on a worker. A worker loads the model from its source when it gets its
 first text, and holds it for the next.
@@ -8,32 +8,41 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
 from hooks import HookedTransformer
 from hooks.attached.transformer import AttachedTransformer
-from hooks.errors import CorpusMismatchError, OutputError, RopescopeError, StageError
+from hooks.errors import CorpusMismatchError, RopescopeError, StageError
 from interp.captures import capture
 from interp.common.words import number_ranges
 from interp.corpus.analyses import ANALYSES
+from interp.corpus.packs import apart, counted, rows_of
 from interp.corpus.plan import ModelFacts, Plan
 from interp.corpus.records import Records
 from interp.corpus.store import CorpusStore
 from interp.engine.threads import take_share
+from interp.recording.plan import tokens_of
 from interp.recording.provenance import weight_hash
+from interp.tensors.capture_data import CaptureData
 from interp.tensors.selection import asked_layers
 from interp.texts.corpora import Content
+from interp.texts.texts import Text
 
 # What the numbers of a text depend on, besides the model and the text.
 PACKAGES = ("ropescope", "torch", "numba")
 Model = HookedTransformer | AttachedTransformer
+# What one text can raise without another being any worse for it.
+_OF_THE_TEXT = (RopescopeError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError)
 
 
 class Outcome(NamedTuple):
@@ -103,8 +112,15 @@ def facts_of(model: Model, layers: Any) -> ModelFacts:
     )
 
 
+class _Taken(NamedTuple):
+    """The capture of a text, and the seconds that it took."""
+
+    cap: CaptureData
+    seconds: float
+
+
 class Measurer:
-    """A model that measures one text after another.
+    """A model that measures a few texts at a time.
 
     Args:
         model: the model.
@@ -114,42 +130,94 @@ class Measurer:
 
     def __init__(self, model: Model, store: CorpusStore, plan: Plan):
         self.model, self.store, self.plan, self.records = model, store, plan, Records(plan)
+        self.loss = bool(getattr(model, "has_head", True))
 
-    def __call__(self, number: int, content: Content) -> Outcome:
-        """Measure a text and write its record, or why there is none.
+    def __call__(self, texts: Sequence[tuple[int, Content]]) -> list[Outcome]:
+        """Measure texts and write the record of each, or why there is none.
 
         Raises:
             OutputError: the store cannot be written.
         """
-        reason = ""
-        if not self.store.is_finished(number):
-            try:
-                record = self._record(content)
-            except OutputError:
-                raise
-            except (RopescopeError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
-                reason = str(error) if isinstance(error, RopescopeError) else f"{type(error).__name__}: {error}"
-                self.store.fail(number, reason)
-            else:
-                self.store.write(number, record)
-        return Outcome(reason, f"{platform.node()}:{os.getpid()}", _memory())
+        reasons = dict.fromkeys((number for number, _ in texts), "")
+        there = set(self.store.finished(list(reasons)))
+        if len(there) < len(reasons):
+            for number, taking in self._captures(texts):
+                if number not in there:
+                    reasons[number] = self._kept(number, taking)
+        return [Outcome(reason, f"{platform.node()}:{os.getpid()}", _memory()) for reason in reasons.values()]
 
-    def _record(self, content: Content) -> np.ndarray:
-        """The record of a text."""
-        started, plan = time.monotonic(), self.plan
-        has_loss = bool(getattr(self.model, "has_head", True))
-        cap = capture(
-            self.model, content, n_tokens=plan.n_tokens, stages=(), layers=list(plan.model.layers), loss=has_loss
+    def _captures(self, texts: Sequence[tuple[int, Content]]) -> Iterator[tuple[int, Callable[[], _Taken]]]:
+        """What gives the capture of each text; those that share a row are captured when the first is asked for."""
+        if len(texts) == 1:
+            yield texts[0][0], partial(self._alone, texts[0][1])
+            return
+        read: dict[int, Tensor] = {}
+        for number, content in texts:
+            try:
+                read[number] = tokens_of(self.model, _as_read(content), self.plan.n_tokens, None)[0][0].cpu()
+            except _OF_THE_TEXT:
+                yield number, partial(self._alone, content)  # which says again what is wrong with it
+        numbers = list(read)
+        for row in rows_of([len(tokens) for tokens in read.values()], self.plan.n_tokens, self.model.cfg):
+            yield from self._row([(numbers[at], read[numbers[at]]) for at in row])
+
+    def _row(self, texts: Sequence[tuple[int, Tensor]]) -> Iterator[tuple[int, Callable[[], _Taken]]]:
+        """The captures of the texts of a row; where they cannot run together, each is captured alone."""
+        started = time.monotonic()
+        parts: list[CaptureData] = []
+        if len(texts) > 1:
+            with suppress(*_OF_THE_TEXT):
+                positions = counted(len(tokens) for _, tokens in texts)
+                parts = apart(self._capture(torch.cat([tokens for _, tokens in texts]), positions))
+        if not parts:
+            yield from ((number, partial(self._alone, tokens)) for number, tokens in texts)
+            return
+        seconds = (time.monotonic() - started) / sum(len(tokens) for _, tokens in texts)
+        for (number, tokens), part in zip(texts, parts, strict=True):
+            yield number, partial(_Taken, part, seconds * len(tokens))
+
+    def _alone(self, content: Content | Tensor) -> _Taken:
+        """The capture of one text."""
+        started = time.monotonic()
+        cap = self._capture(content, None)
+        return _Taken(cap, time.monotonic() - started)
+
+    def _capture(self, content: Content | Tensor, positions: Tensor | None) -> CaptureData:
+        """A capture in memory of the layers that are measured."""
+        most = self.plan.n_tokens if positions is None else None
+        layers = list(self.plan.model.layers)
+        return capture(
+            self.model, _as_read(content), n_tokens=most, stages=(), layers=layers, loss=self.loss, positions=positions
         )
-        measured = {name: ANALYSES[name].measure(cap, self.records.grid) for name in plan.analyses}
+
+    def _kept(self, number: int, taking: Callable[[], _Taken]) -> str:
+        """Write the record of a text, or why there is none; gives the reason."""
+        try:
+            record = self._record(taking())
+        except _OF_THE_TEXT as error:
+            reason = str(error) if isinstance(error, RopescopeError) else f"{type(error).__name__}: {error}"
+            self.store.fail(number, reason)
+            return reason
+        self.store.write(number, record)
+        return ""
+
+    def _record(self, taken: _Taken) -> np.ndarray:
+        """The record of a text."""
+        started, cap = time.monotonic(), taken.cap
+        measured = {name: ANALYSES[name].measure(cap, self.records.grid) for name in self.plan.analyses}
         loss = cap.loss.double()
         header = {
             "tokens": len(cap.tokens),
             "loss_total": float(loss.sum()),
             "loss_count": len(loss),
-            "seconds": time.monotonic() - started,
+            "seconds": taken.seconds + time.monotonic() - started,
         }
         return self.records.packed(header, cap.tokens.numpy(), measured)
+
+
+def _as_read(content: Content | Tensor) -> Text | list[int] | Tensor:
+    """A text as it is: no text of a corpus is repeated to be longer, not even the standard text."""
+    return Text(content, "a text of a corpus") if isinstance(content, str) else content
 
 
 class _Held:
@@ -160,11 +228,11 @@ class _Held:
 
     lock = threading.Lock()
     job: Job | None = None
-    measurer: Callable[[int, Content], Outcome] | None = None
+    measurer: Callable[[Sequence[tuple[int, Content]]], list[Outcome]] | None = None
 
 
-def measure_text(job: Job, number: int, content: Content) -> Outcome:
-    """Measure a text on a worker.
+def measure_texts(job: Job, texts: Sequence[tuple[int, Content]]) -> list[Outcome]:
+    """Measure a few texts on a worker.
 
     Raises:
         CorpusMismatchError: this worker has other versions, or its source holds other weights.
@@ -176,7 +244,7 @@ def measure_text(job: Job, number: int, content: Content) -> Outcome:
         if _Held.measurer is None or _Held.job != job:
             _Held.measurer = None  # let go before another is loaded
             _Held.measurer, _Held.job = _prepared(job), job
-        return _Held.measurer(number, content)
+        return _Held.measurer(texts)
 
 
 def describe_source(source: str, layers: Any) -> ModelFacts:

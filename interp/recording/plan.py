@@ -122,7 +122,7 @@ def plan_capture(
     stages, steps = asked_of(model.cfg, stages, attending if layers is None else layers, model.attention_steps)
     prepend_bos = None if prepend_bos is None else checks.flag("prepend_bos", prepend_bos)
     n_tokens = None if n_tokens is None else checks.whole("n_tokens", n_tokens, at_least=2)
-    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
+    tokens, what, text = tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
     documents = None if positions is None else _documents_of(positions, tokens)
     str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
@@ -180,13 +180,13 @@ def stored_bytes(
     return layer_bytes(cfg, steps, stages, n_tokens, dtype)
 
 
-def _tokens_of(
+def tokens_of(
     model: HookedTransformer | AttachedTransformer,
     source: "str | Text | Sequence[int] | Tensor",
     n_tokens: int | None,
     prepend_bos: bool | None,
 ) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
-    """Tokens in one row, one line on what they are, and the text if there is one."""
+    """Tokens in one row, one line on what they are, and the text if there is one; arguments as of `interp.capture`."""
     if isinstance(source, str | Text):
         text = as_text(source)
         tokens, what = tokenise(model, text, n_tokens, prepend_bos)

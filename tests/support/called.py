@@ -406,6 +406,7 @@ def _corpora(made, directory):
         "layers": None,
         "scheduler": None,
         "workers": None,
+        "pack": 2,
         "watch": None,
     }
     corpus = interp.measure_corpus(made, texts, directory / "kept.corpus", n_tokens=12)

@@ -29,7 +29,9 @@ def deadly(token):
     real = work.capture
 
     def capture(model, content, **options):
-        if content[0] == token:
+        positions = options.get("positions")
+        begins = [0] if positions is None else [at for at, position in enumerate(positions) if position == 0]
+        if any(content[at] == token for at in begins):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(model, content, **options)
 

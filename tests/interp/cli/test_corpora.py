@@ -64,6 +64,10 @@ def test_it_measures_prints_and_goes_on(run, tiny, texts):
     assert out.splitlines()[-1] == "5 measured"
     assert run("corpus", "texts", "--tokens", 30, "--out", "c", "--analyses", "loss_by_position,sink_rate")[1] == out
     assert run("corpus", "c") == (0, out, "")
+    status, _, err = run(
+        "corpus", "texts", "--tokens", 30, "--out", "c", "--analyses", "sink_rate,loss_by_position", "--pack", 2
+    )
+    assert status == 1 and "has pack 1, and this run has 2" in err
 
 
 @pytest.mark.filterwarnings("always::hooks.errors.CorpusWarning")
@@ -111,6 +115,7 @@ def test_it_says_how_far_it_is(run, tiny, texts, monkeypatch):
         (["texts", "--analyses", "heads"], "no analysis 'heads'"),
         (["texts", "--layers", "7"], "no layer 7"),
         (["texts", "--workers", "0"], "--workers 0: at least 1"),
+        (["texts", "--pack", "0"], "--pack 0: at least 1"),
         (["texts", "--workers", "2", "--scheduler", "tcp://x:1"], "give one of them"),
         (["texts", "--out", "texts"], "is there already and is no corpus"),
         (["texts", "--model", " "], "has no name"),
