@@ -9,7 +9,7 @@ from torch import Tensor
 from hooks import checks
 from hooks.base.inputs import padding_mask, token_ids
 from hooks.base.padding import warn_of_padding
-from hooks.errors import InputError
+from hooks.errors import InputError, TextError
 from interp.texts.texts import Text
 
 
@@ -25,12 +25,13 @@ def rows_of(model: Any, given: Any, attention_mask: Any = None) -> list[Any] | N
         attention_mask: 0 where a token id is padding.
 
     Raises:
-        InputError: a mask beside texts, one that does not fit, or nothing to read.
+        InputError: a mask beside texts, or one that does not fit.
+        TextError: nothing to read.
     """
     texts = isinstance(given, list | tuple) and any(isinstance(each, str | Text) for each in given)
     if attention_mask is None:
         if isinstance(given, list | tuple) and not given:
-            raise InputError("there is nothing to read: give a text, token ids, or several of either")
+            raise TextError("there is nothing to read: give a text, token ids, or several of either")
         if texts or _is_ragged(given):
             return list(given)
         if not isinstance(given, Tensor | np.ndarray) or given.ndim != 2:

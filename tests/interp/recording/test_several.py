@@ -131,7 +131,7 @@ def test_what_is_wrong_with_one_text_is_said_before_any_is_run(model, tmp_path):
     assert not (tmp_path / "texts").exists()
     with pytest.raises(InputError, match="text 1 of 2: token id 999"):
         capture(model, [[5, 6], [5, 999]])
-    with pytest.raises(InputError, match="nothing to read"):
+    with pytest.raises(TextError, match="nothing to read"):
         capture(model, [])
     ids, mask = batch("left")
     with pytest.raises(InputError, match="attention_mask is for token ids"):
