@@ -122,6 +122,8 @@ def measure_corpus(
     pack = checks.whole("pack", pack, at_least=1)
     names = chosen_analyses(analyses)
     documents = read_documents(texts)
+    if watch is not None and not callable(watch):
+        raise InputError(f"watch={checks.shown(watch)}: give a function of the Progress, or None")
     if (scheduler is not None or workers is not None) and not isinstance(source, str | Path):
         raise InputError(
             f"source={checks.shown(source)}: workers load the model themselves, so give its name, directory or file; "
@@ -144,7 +146,7 @@ def measure_corpus(
             measurer = Measurer(load(source) if model is None else model, store, bare)
             results = run_here(measurer, _pieces(documents, plan, groups))
         else:
-            waiting = partial(watch, progress) if watch else (lambda: None)
+            waiting = partial(watch, progress) if watch is not None else (lambda: None)
             results = _on_workers(
                 client, Job(bare, _reachable(path)), partial(_pieces, documents, plan), groups, waiting
             )

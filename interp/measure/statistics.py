@@ -146,14 +146,13 @@ def attention_statistics(
     run = _choose(backend, q, dtype, in_step=all(own.keys_in_step for _, own in apart))
     buffers = torch.get_num_threads() if run is run_fused else BUFFERS * (q.shape[1] // k.shape[1])
     beside = _TILE_NUMBERS if run is run_fused else 0
-    total, finished = q.shape[1] * n_rows, 0
+    total, finished, offset, measured_rows = q.shape[1] * n_rows, 0, 0, 0
 
     def done(rows: int) -> None:
         nonlocal finished
         finished += rows
         report(finished, total)
 
-    offset = measured_rows = 0
     with counted("measuring attention") if progress is None else nullcontext(progress) as report:
         for parts, rows in zip(chosen, samples.rows, strict=True):
             before = totals.sums(measured_rows) if samples.estimate else {}
