@@ -7,6 +7,7 @@ May import: hooks, interp.common.
 """
 
 from interp.plots.along_text import rows_by_position
+from interp.plots.causes import effect_by_head, effect_by_token, effect_map, patched
 from interp.plots.differences import comparison, comparison_by_distance
 from interp.plots.distance import attention_by_distance, attention_by_variant, attention_share_by_head
 from interp.plots.export import save
@@ -31,12 +32,16 @@ __all__ = [
     "comparison",
     "comparison_by_distance",
     "dark",
+    "effect_by_head",
+    "effect_by_token",
+    "effect_map",
     "frequency_pairs",
     "head_scores",
     "head_table",
     "layer_head_map",
     "loss_by_position",
     "needle_grid",
+    "patched",
     "pooled_map",
     "precision_cost",
     "ranking",

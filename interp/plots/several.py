@@ -18,7 +18,21 @@ _PLACE = {
     "map_query",
     "map_key",
 }
-_PART = {"score_bin", "sink_size", "pair", "variant", "stage", "q", "dtype", "shift", "part", "kind", "rank"}
+_PART = {
+    "score_bin",
+    "sink_size",
+    "pair",
+    "variant",
+    "stage",
+    "q",
+    "dtype",
+    "shift",
+    "part",
+    "kind",
+    "rank",
+    "kv_head",
+    "segment",
+}
 _TEXT = {"length", "depth"}
 OWN = frozenset(_PLACE | _PART | _TEXT)
 _ONCE = ("layer", "head", "variant", "stage", "dtype", "shift", "distance", "length", "depth")

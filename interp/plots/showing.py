@@ -13,10 +13,11 @@ from hooks import checks
 from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
 from interp.plots.base import finish
+from interp.plots.causes import effect_by_head, patched
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
-from interp.plots.maps import attention_window, head_scores, pooled_map
+from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
 from interp.plots.needle import needle_grid
 from interp.plots.pairs import frequency_pairs
 from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
@@ -81,16 +82,31 @@ def _alone(draw: Callable[..., go.Figure], own: frozenset[str] = OWN) -> Callabl
     return draw_one
 
 
+def _direct(result: xr.Dataset, **options: Any) -> go.Figure:
+    """What each head adds to the logit, summed over the keys that it reads."""
+    mean = averaged(result)
+    whole = mean["logit"].sum([dim for dim in mean["logit"].dims if dim == "key"])
+    said = {"averaged": mean.attrs["averaged"]} if "averaged" in mean.attrs else {}
+    whole = whole.assign_attrs(mean["logit"].attrs | said)
+    title = str(result.attrs.get("description", ""))
+    return layer_head_map(whole, **({"title": title[:1].upper() + title[1:]} | options))
+
+
 _FIGURES: dict[str, Callable[..., go.Figure]] = {
+    "activation_patching": _means(patched),
     "attention_map": _maps(pooled_map),
     "attention_pattern": _maps(attention_window),
     "attention_statistics": _statistics,
+    "attribution": _means(effect_by_head),
+    "attribution_patching": _means(patched),
     "bound_by_distance": lambda result, **options: bound_by_distance(
         averaged(with_share_used(thinned(result))), **options
     ),
     "compare": _means(comparison, _COMPARED),
+    "direct_logit_attribution": _direct,
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
+    "knock_out_sweep": _means(patched),
     "loss_by_position": _means(loss_by_position),
     "needle_sweep": _means(needle_grid),
     "positional_bias": _statistics,
@@ -100,7 +116,9 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "relativity_error": _means(relativity_error),
     "score_ranges": _alone(score_ranges),
     "sink_rate": _means(sink_rate),
+    "top_edges": _alone(ranking),
     "top_keys": _alone(ranking),
+    "top_tokens": _alone(ranking),
     "typical_heads": _alone(ranking),
     "watch_scores": _alone(watched_scores, OWN | {"step"}),
     "what_if_rope": _statistics,
