@@ -94,7 +94,6 @@ COORDINATES: dict[str, dict[str, str]] = {
     "text": {"units": "", "description": "text of the token"},
     "segment": {"units": "", "description": "part of the text"},
     "edge": {"units": "", "description": "rank of a reading, the largest effect first"},
-    "rank": {"units": "", "description": "rank, the largest effect first"},
     "pair": {"units": "", "description": "frequency pair, from the fastest to the slowest"},
     "shift": {"units": "token", "description": "added to every position"},
     "q": {"units": "1", "description": "share of the scores below"},

@@ -8,6 +8,7 @@ May import: hooks, interp.common.
 
 from interp.plots.along_text import rows_by_position
 from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
+from interp.plots.causes import effect_by_head, effect_by_token, effect_map, patched
 from interp.plots.counts import coverage
 from interp.plots.differences import comparison, comparison_by_distance
 from interp.plots.distance import attention_by_distance, attention_by_variant, attention_share_by_head
@@ -35,6 +36,9 @@ __all__ = [
     "comparison_by_distance",
     "coverage",
     "dark",
+    "effect_by_head",
+    "effect_by_token",
+    "effect_map",
     "frequency_pairs",
     "head_intervals",
     "head_scores",
@@ -43,6 +47,7 @@ __all__ = [
     "loss_by_position",
     "needle_grid",
     "pair_strengths",
+    "patched",
     "pooled_map",
     "precision_cost",
     "proven_scores",

@@ -33,6 +33,8 @@ _PART = {
     "rank",
     "level",
     "gap",
+    "kv_head",
+    "segment",
 }
 _TEXT = {"length", "depth"}
 OWN = frozenset(_PLACE | _PART | _TEXT)

@@ -14,11 +14,12 @@ from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
 from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
 from interp.plots.base import finish
+from interp.plots.causes import effect_by_head, patched
 from interp.plots.counts import coverage
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
-from interp.plots.maps import attention_window, head_scores, pooled_map
+from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
 from interp.plots.needle import needle_grid
 from interp.plots.over_texts import spread_over_texts
 from interp.plots.pairs import frequency_pairs
@@ -94,7 +95,18 @@ def _ranges(result: xr.Dataset, **options: Any) -> go.Figure:
     return _alone(score_ranges)(result, **options)
 
 
+def _direct(result: xr.Dataset, **options: Any) -> go.Figure:
+    """What each head adds to the logit, summed over the keys that it reads."""
+    mean = averaged(result)
+    whole = mean["logit"].sum([dim for dim in mean["logit"].dims if dim == "key"])
+    said = {"averaged": mean.attrs["averaged"]} if "averaged" in mean.attrs else {}
+    whole = whole.assign_attrs(mean["logit"].attrs | said)
+    title = str(result.attrs.get("description", ""))
+    return layer_head_map(whole, **({"title": title[:1].upper() + title[1:]} | options))
+
+
 _FIGURES: dict[str, Callable[..., go.Figure]] = {
+    "activation_patching": _means(patched),
     "attention_map": _maps(pooled_map),
     "attention_pattern": _maps(attention_window),
     "attention_statistics": _statistics,
@@ -102,14 +114,18 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "audit_layers": _alone(proven_scores),
     "audit_rotations": _alone(wavelengths, _ROTATIONS),
     "audit_schedules": _alone(schedule_changes, _ROTATIONS),
+    "attribution": _means(effect_by_head),
+    "attribution_patching": _means(patched),
     "bound_by_distance": lambda result, **options: bound_by_distance(
         averaged(with_share_used(thinned(result))), **options
     ),
     "compare": _means(comparison, _COMPARED),
     "compare_corpora": _alone(comparison),
     "coverage": _means(coverage),
+    "direct_logit_attribution": _direct,
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
+    "knock_out_sweep": _means(patched),
     "loss_by_position": _means(loss_by_position),
     "needle_sweep": _means(needle_grid),
     "positional_bias": _statistics,
@@ -120,8 +136,10 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "score_ranges": _ranges,
     "spread_over_texts": _alone(spread_over_texts),
     "sink_rate": _means(sink_rate),
+    "top_edges": _alone(ranking),
     "top_keys": _alone(ranking),
     "top_texts": _alone(ranking),
+    "top_tokens": _alone(ranking),
     "typical_heads": _alone(ranking),
     "watch_scores": _alone(watched_scores, OWN | {"step"}),
     "what_if_rope": _statistics,

@@ -1,5 +1,14 @@
 """Every analysis with the table of its variables, in the order in which one would read them. Imports nothing heavy."""
 
+from interp.analyses.causes.schema import (
+    ACTIVATION_PATCHING,
+    ATTRIBUTION,
+    ATTRIBUTION_PATCHING,
+    DIRECT_LOGIT_ATTRIBUTION,
+    KNOCK_OUT_SWEEP,
+    TOP_EDGES,
+    TOP_TOKENS,
+)
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
 from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, SCORES, TYPICAL_HEADS
 from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, COVERAGE, TOP_KEYS
@@ -46,6 +55,13 @@ CATALOGUE: dict[str, Table] = {
     "head_summary": SCORES,
     "typical_heads": TYPICAL_HEADS,
     "needle_sweep": NEEDLE_SWEEP,
+    "attribution": ATTRIBUTION,
+    "top_edges": TOP_EDGES,
+    "top_tokens": TOP_TOKENS,
+    "attribution_patching": ATTRIBUTION_PATCHING,
+    "activation_patching": ACTIVATION_PATCHING,
+    "knock_out_sweep": KNOCK_OUT_SWEEP,
+    "direct_logit_attribution": DIRECT_LOGIT_ATTRIBUTION,
     "compare": COMPARE,
     "ranked": RANKED,
 }

@@ -346,11 +346,18 @@ def _figures(made, cap, other, directory):
     """Each figure with the Dataset that it draws; a Dataset is one argument, the rest are options."""
     bias, audited = interp.positional_bias(cap), interp.audit(made)
     binned = bin_distances(bias)
+    moved = interp.capture(made, random_tokens(12, vocab=14), gradient_of=metrics.logit(3))
+    effects = interp.attribution(moved)
+    without = interp.knock_out_sweep(made, moved.tokens, metrics.logit(3))
     drawn = {
         "pair_strengths": (audited.heads, {"layer": 0, "head": 1, "title": None, "highlight": None}),
         "proven_scores": (audited.layers, {"title": "x", "highlight": [(0, 1)]}),
         "schedule_changes": (audited.schedules, {"title": "x"}),
         "wavelengths": (audited.rotations, {"title": "x"}),
+        "effect_by_head": (effects, {"ablated": without, "title": "x", "highlight": [(0, 1)]}),
+        "effect_by_token": (effects, {"by": "key", "title": "x"}),
+        "effect_map": (effects["effect_map"].sel(layer=0, head=1), {"title": "x"}),
+        "patched": (without, {"title": "x", "highlight": None}),
         "attention_by_variant": (
             binned_by_distance(interp.what_if_rope(cap, RopeConfig(rope_theta=99.0))),
             {"title": "x", "loss": None, "y_range": None},

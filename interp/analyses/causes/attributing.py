@@ -43,8 +43,8 @@ def attribution(cap: CaptureData, layers: int | Sequence[int] | None = None, *, 
         Dataset over (layer, head): effect, score_effect, effect_of_rest; effect_by_key, effect_by_query,
         effect_by_distance, effect_map, effect_by_pair along one more dimension; each of the summed effects also as
         ``…_positive`` and ``…_negative``; query_effect (layer, head, stage), key_effect (layer, kv_head, stage),
-        value_effect (layer, kv_head). NaN where a layer has no such distance, pair or stage. The coordinate text holds
-        the tokens.
+        value_effect (layer, kv_head). NaN where a layer has no such distance, pair or stage. The coordinate key_token
+        holds the tokens.
 
     Raises:
         StageError: no gradient was captured, or a layer that was not.
@@ -62,7 +62,7 @@ def attribution(cap: CaptureData, layers: int | Sequence[int] | None = None, *, 
         with named_layer(layer):
             found[layer] = _layer_effects(cap, layer, map_size, stages)
     out = stack_layers(found)
-    out = out.assign_coords(text=("key", cap.str_tokens or [""] * len(cap.positions)))
+    out = out.assign_coords(key_token=("key", cap.str_tokens or [""] * len(cap.positions)))
     out = labelled(out, ATTRIBUTION).assign_attrs(metric=gradients.metric, metric_value=gradients.value)
     return result_of("attribution", out, f"effects on {gradients.metric}, to first order")
 
@@ -83,7 +83,7 @@ def top_edges(
         heads: which heads; None is all of them.
 
     Returns:
-        Dataset over edge, the largest |effect| first: effect, layer, head, query, key, distance, and both texts.
+        Dataset over rank, the largest |effect| first: layer, head, effect, query, key, distance, and both tokens.
 
     Raises:
         StageError: no gradient was captured, no such layer or head.
@@ -100,12 +100,12 @@ def top_edges(
                 best = best[best[:, 0].abs().argsort(descending=True, stable=True)[:n]]
     effect, (layer, head, query, key) = best[:, 0].numpy(), best[:, 1:].long().T.numpy()
     positions = cap.positions.cpu().numpy()
-    texts = np.array(cap.str_tokens or [""] * len(positions), dtype=object)
+    tokens = np.array(cap.str_tokens or [""] * len(positions), dtype=str)
     values = {
-        **{"effect": effect, "layer": layer, "head": head, "query": query, "key": key},
-        **{"distance": positions[query] - positions[key], "query_text": texts[query], "key_text": texts[key]},
+        **{"layer": layer, "head": head, "effect": effect, "query": query, "key": key},
+        **{"distance": positions[query] - positions[key], "query_token": tokens[query], "key_token": tokens[key]},
     }
-    out = xr.Dataset({name: (TOP_EDGES[name].dims, x) for name, x in values.items()}, {"edge": np.arange(len(effect))})
+    out = xr.Dataset({name: (TOP_EDGES[name].dims, x) for name, x in values.items()}, {"rank": np.arange(len(effect))})
     out = labelled(out, TOP_EDGES).assign_attrs(metric=gradients.metric, metric_value=gradients.value)
     return result_of("top_edges", out, f"single readings with the largest effects on {gradients.metric}")
 
@@ -127,7 +127,7 @@ def top_tokens(
         heads: which heads; None is all of them.
 
     Returns:
-        Dataset over rank, the largest |effect| first: effect, its positive and negative part, token, text.
+        Dataset over rank, the largest |effect| first: token, position, effect, its positive and negative part.
 
     Raises:
         InputError: another Dataset.
@@ -144,8 +144,8 @@ def top_tokens(
     part = effects.sel(layer=list(chosen)).isel(head=list(head_numbers(heads, effects.sizes["head"])))
     sums = {name: part[f"{name.replace('effect', f'effect_by_{by}')}"].sum(("layer", "head")).values for name in _PARTS}
     order = np.argsort(-np.abs(sums["effect"]), kind="stable")[:n]
-    values = {name: x[order] for name, x in sums.items()}
-    values |= {"token": effects[by].values[order], "text": effects["text"].values[order]}
+    values = {"token": effects["key_token"].values[order], "position": effects[by].values[order]}
+    values |= {name: x[order] for name, x in sums.items()}
     out = xr.Dataset({name: (("rank",), x) for name, x in values.items()}, {"rank": np.arange(len(order))})
     said = {name: effects.attrs[name] for name in ("metric", "metric_value")}
     out = labelled(out, TOP_TOKENS).assign_attrs(said)

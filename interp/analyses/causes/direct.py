@@ -67,8 +67,8 @@ def direct_logit_attribution(
         with found.resident(layer, ("attn.o_proj.weight",)):
             towards = block.attn.W_O.double() @ own  # [head d_head]
         logits[row] = _by_key(cap, layer, at, towards.cpu())
-    text = ("key", cap.str_tokens or [""] * n)
-    coords: dict[str, Any] = {"layer": list(cap.layers), "head": np.arange(cap.cfg.n_heads), "text": text}
+    tokens = ("key", cap.str_tokens or [""] * n)
+    coords: dict[str, Any] = {"layer": list(cap.layers), "head": np.arange(cap.cfg.n_heads), "key_token": tokens}
     out = xr.Dataset({"logit": (("layer", "head", "key"), logits)}, coords | {"key": cap.labels.cpu().numpy()})
     out = labelled(out, DIRECT_LOGIT_ATTRIBUTION).assign_attrs(token=str(token), position=at)
     return result_of("direct_logit_attribution", out, f"what heads add to the logit of {token!r} at position {at}")

@@ -56,29 +56,29 @@ ATTRIBUTION: dict[str, Variable] = {
 }
 
 TOP_EDGES: dict[str, Variable] = {
-    "effect": Variable(("edge",), "metric", "effect of one query reading one key, the largest first", _EFFECT, _SOURCE),
-    "layer": Variable(("edge",), "", "layer", ""),
-    "head": Variable(("edge",), "", "query head", ""),
-    "query": Variable(("edge",), "token", "the query", ""),
-    "key": Variable(("edge",), "token", "the key", ""),
-    "distance": Variable(("edge",), "token", "query position - key position", ""),
-    "query_text": Variable(("edge",), "", "text of the query's token", ""),
-    "key_text": Variable(("edge",), "", "text of the key's token", ""),
+    "layer": Variable(("rank",), "", "layer of the head", ""),
+    "head": Variable(("rank",), "", "the head", ""),
+    "effect": Variable(("rank",), "metric", "effect of one query reading one key", _EFFECT, _SOURCE),
+    "query": Variable(("rank",), "", "index of the query", ""),
+    "key": Variable(("rank",), "", "index of the key", ""),
+    "distance": Variable(("rank",), "token", "query position − key position", "Δ"),
+    "query_token": Variable(("rank",), "", "the query's token", "str_tokens of the capture"),
+    "key_token": Variable(("rank",), "", "the key's token", "str_tokens of the capture"),
 }
 
 TOP_TOKENS: dict[str, Variable] = {
+    "token": Variable(("rank",), "", "the token", "str_tokens of the capture"),
+    "position": Variable(("rank",), "", "its position", ""),
     "effect": Variable(("rank",), "metric", "effect of the token over the heads asked for", "Σ_heads Σ a_ij", _SOURCE),
     "effect_positive": Variable(("rank",), "metric", "its part that speaks for the metric", "Σ a⁺_ij", _SOURCE),
     "effect_negative": Variable(("rank",), "metric", "its part that speaks against it", "Σ a⁻_ij", _SOURCE),
-    "token": Variable(("rank",), "token", "the token", ""),
-    "text": Variable(("rank",), "", "its text", ""),
 }
 
 _PATCHING = "arXiv:2004.12265, arXiv:2202.05262"
 ACTIVATION_PATCHING: dict[str, Variable] = {
-    "metric": Variable(("layer",), "metric", "the metric with this part put in from the clean text", "m", _PATCHING),
+    "metric": Variable(_HEAD, "metric", "the metric with this part put in from the clean text", "m", _PATCHING),
     "restored": Variable(
-        ("layer",),
+        _HEAD,
         "1",
         "share of the gap between corrupted and clean that this part brings back",
         "(m(patched) − m(corrupted)) / (m(clean) − m(corrupted))",
@@ -88,7 +88,7 @@ ACTIVATION_PATCHING: dict[str, Variable] = {
 
 ATTRIBUTION_PATCHING: dict[str, Variable] = {
     "change": Variable(
-        ("layer",), "metric", "change of the metric by a patch, to first order", "Σ (x_clean − x) · ∂m/∂x", _SOURCE
+        _HEAD, "metric", "change of the metric by a patch, to first order", "Σ (x_clean − x) · ∂m/∂x", _SOURCE
     )
 }
 

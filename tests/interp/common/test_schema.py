@@ -82,8 +82,37 @@ def results():
         "head_summary": [(summary, {}, {})],
         "typical_heads": [(interp.typical_heads(summary), {}, {})],
         "needle_sweep": [(swept(), {}, {})],
+        **causes(model, tokens),
         "compare": [(comparison, pair, {})],
         "ranked": [(interp.ranked(comparison), pair, {})],
+    }
+
+
+def causes(model, tokens):
+    """What attributes, patches and knocks out, by every part."""
+    metric = interp.metrics.logit(3)
+    cap, other = interp.capture(model, tokens, gradient_of=metric), interp.capture(model, tokens.flip(0))
+    effects = interp.attribution(cap)
+    patched = [
+        (interp.activation_patching(model, tokens, tokens.flip(0), metric, at, by, layers=1), {}, {"head": own})
+        for at, by, own in (("z", "head", "head"), ("k", "head", "kv_head"), ("residual", "block", ()))
+    ]
+    estimated = [
+        (interp.attribution_patching(cap, other, "v", by=by), {}, {"head": own})
+        for by, own in (("head", "kv_head"), ("position", "position"), ("block", ()))
+    ]
+    cut = interp.knock_out_sweep(model, tokens, metric, {"first": 0}, layers=0)
+    return {
+        "attribution": [(effects, {}, {})],
+        "top_edges": [(interp.top_edges(cap), {}, {})],
+        "top_tokens": [(interp.top_tokens(effects), {}, {})],
+        "activation_patching": patched,
+        "attribution_patching": estimated,
+        "knock_out_sweep": [
+            (interp.knock_out_sweep(model, tokens, metric, layers=0), {}, {}),
+            (cut, {}, {"head": ("head", "segment")}),
+        ],
+        "direct_logit_attribution": [(interp.direct_logit_attribution(cap, 3), {}, {})],
     }
 
 

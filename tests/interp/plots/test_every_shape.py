@@ -39,8 +39,25 @@ def swept(model, seed):
     return interp.needle_sweep(model, [30, 40], [0, 0.5, 1], **texts)
 
 
+METRIC = interp.metrics.logit_difference(3, 5)
+
+
+def moved(cap, model):
+    """The same text captured with a gradient."""
+    return interp.capture(model, cap.tokens, gradient_of=METRIC)
+
+
+def patched(cap, model, at, by):
+    """Patches from the text read backwards."""
+    return interp.activation_patching(model, cap.tokens.flip(0), cap.tokens, METRIC, at, by)
+
+
 GROUPS = ("rows", "keys", "distances", "map", "scores")
 ANALYSES = {
+    "activation_patching": lambda cap, other, model: patched(cap, model, "z", "head"),
+    "activation_patching, kv heads": lambda cap, other, model: patched(cap, model, "k", "head"),
+    "activation_patching, positions": lambda cap, other, model: patched(cap, model, "residual", "position"),
+    "activation_patching, blocks": lambda cap, other, model: patched(cap, model, "residual", "block"),
     "attention_map": lambda cap, other, model: interp.attention_map(cap, 0, 0),
     "attention_pattern": lambda cap, other, model: interp.attention_pattern(cap, 0, 0),
     "audit, heads": lambda cap, other, model: interp.audit(model).heads,
@@ -48,13 +65,20 @@ ANALYSES = {
     "audit, one head": lambda cap, other, model: interp.audit(model).heads.sel(layer=0, head=0),
     "audit, rotations": lambda cap, other, model: interp.audit(model).rotations,
     "audit, schedules": lambda cap, other, model: interp.audit(model).schedules,
+    "coverage": lambda cap, other, model: interp.coverage(cap),
+    "attribution": lambda cap, other, model: interp.attribution(moved(cap, model)),
+    "attribution_patching": lambda cap, other, model: interp.attribution_patching(moved(cap, model), other),
     "bound_by_distance": lambda cap, other, model: interp.bound_by_distance(cap),
     "compare": lambda cap, other, model: interp.compare(cap, other),
-    "coverage": lambda cap, other, model: interp.coverage(cap),
+    "direct_logit_attribution": lambda cap, other, model: interp.direct_logit_attribution(cap, 3),
     "first_token_mass": lambda cap, other, model: interp.first_token_mass(cap),
     "frequency_bias": lambda cap, other, model: interp.frequency_bias(cap),
     "frequency_bias, binned": lambda cap, other, model: interp.frequency_bias(cap, distances="binned"),
     "head_summary": lambda cap, other, model: interp.head_summary(cap),
+    "knock_out_sweep": lambda cap, other, model: interp.knock_out_sweep(model, cap.tokens, METRIC),
+    "knock_out_sweep, segments": lambda cap, other, model: interp.knock_out_sweep(
+        model, cap.tokens, METRIC, {"first": 0, "last": -1}
+    ),
     "loss_by_position": lambda cap, other, model: interp.loss_by_position(cap),
     "needle_sweep": lambda cap, other, model: swept(model, len(cap.tokens)),
     "positional_bias": lambda cap, other, model: interp.positional_bias(cap),
@@ -68,7 +92,9 @@ ANALYSES = {
     "statistics of some queries": lambda cap, other, model: interp.attention_statistics(
         cap.q(0), cap.k(0), cap.spec(0), queries=2
     ),
+    "top_edges": lambda cap, other, model: interp.top_edges(moved(cap, model), 5),
     "top_keys": lambda cap, other, model: cap.top_keys(0, 0, query=-1),
+    "top_tokens": lambda cap, other, model: interp.top_tokens(interp.attribution(moved(cap, model)), 5),
     "typical_distance": lambda cap, other, model: interp.typical_distance(interp.positional_bias(cap)),
     "typical_heads": lambda cap, other, model: interp.typical_heads(interp.head_summary(cap), 2),
     "what_if_rope": lambda cap, other, model: interp.what_if_rope(cap, LINEAR),

@@ -197,21 +197,21 @@ def test_edges_and_tokens_are_the_largest_of_the_dense_pattern(monkeypatch):
     assert np.array_equal(np.stack([found[x] for x in ("layer", "head", "query", "key")], 1), places.numpy())
     np.testing.assert_allclose(found.effect, cells.flatten()[order], atol=1e-10)
     assert np.array_equal(found.distance, found["query"] - found["key"])
-    assert [str(x) for x in found.key_text.values] == [cap.str_tokens[i] for i in found["key"].values]
+    assert [str(x) for x in found.key_token.values] == [cap.str_tokens[i] for i in found["key"].values]
     some = top_edges(cap, 3, layers=1, heads=[2, 0])
     assert set(some["layer"].values) == {1} and set(some["head"].values) <= {0, 2}
     of_both = cells[1, [0, 2]].abs().flatten().topk(3).values
     np.testing.assert_allclose(np.abs(some.effect), of_both, atol=1e-10)
     everything = top_edges(cap, 10**6)
-    assert len(everything["edge"]) == int((cells != 0).sum())
+    assert len(everything["rank"]) == int((cells != 0).sum())
 
     by_key = cells[:, [1, 3]].sum((0, 1, 2))
     kept = top_tokens(attribution(cap), 4, heads=[1, 3])
-    assert np.array_equal(kept.token, by_key.abs().argsort(descending=True)[:4])
+    assert np.array_equal(kept.position, by_key.abs().argsort(descending=True)[:4])
     np.testing.assert_allclose(kept.effect, kept.effect_positive + kept.effect_negative, atol=1e-12)
-    assert kept.text.values.tolist() == [cap.str_tokens[i] for i in kept.token.values]
+    assert kept.token.values.tolist() == [cap.str_tokens[i] for i in kept.position.values]
     given = top_tokens(attribution(cap), 1, by="query", layers=1)
-    assert int(given.token[0]) == int(cells[1].sum((0, 2)).abs().argmax())
+    assert int(given.position[0]) == int(cells[1].sum((0, 2)).abs().argmax())
 
 
 def test_what_cannot_be_attributed_is_refused_by_name():
