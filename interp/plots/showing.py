@@ -101,8 +101,8 @@ def _direct(result: xr.Dataset, **options: Any) -> go.Figure:
     whole = mean["logit"].sum([dim for dim in mean["logit"].dims if dim == "key"])
     said = {"averaged": mean.attrs["averaged"]} if "averaged" in mean.attrs else {}
     whole = whole.assign_attrs(mean["logit"].attrs | said)
-    title = str(result.attrs.get("description", ""))
-    return layer_head_map(whole, **({"title": title[:1].upper() + title[1:]} | options))
+    options.setdefault("title", str(result.attrs.get("description", "")))
+    return layer_head_map(whole, **options)
 
 
 _FIGURES: dict[str, Callable[..., go.Figure]] = {
