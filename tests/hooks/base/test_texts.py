@@ -238,3 +238,13 @@ def test_the_chat_of_a_real_model_is_that_of_its_tokenizer():
     assert model.chat(talk)[0].tolist() == want["input_ids"]
     with pytest.raises(TokenizerError, match="no chat template"):
         HookedTransformer.from_pretrained("gemma3-270m").chat(talk)
+
+
+def test_a_past_a_generator_and_a_tokenizer_that_cannot_serve_are_named(model):
+    for wrong in ("x", [], 3, torch.ones(2)):
+        with pytest.raises(InputError, match="past=.*: give a KeyValueCache"):
+            model(TEXTS, past=wrong)
+        with pytest.raises(InputError, match=r"generator=.*: give a torch.Generator"):
+            model.generate("w5", temperature=1.0, generator=wrong)
+    with pytest.raises(TokenizerError, match="cannot look for strings in the tokens of this tokenizer"):
+        model.generate("w5 w6", stop="w7")  # words without the spaces between them
