@@ -165,7 +165,8 @@ def _all_heads(heads: xr.Dataset, title: str | None, highlight: Highlight) -> go
     strength = heads["singular_value"].max("distance").transpose("layer", "head", "pair")
     names = names_of(heads)
     z = strength.values.reshape(len(names), -1).astype(np.float32)
-    wavelength = heads["wavelength"].transpose("layer", "pair").values.repeat(heads.sizes["head"], axis=0)
+    wavelength = heads["wavelength"].broadcast_like(strength).transpose("layer", "head", "pair").values
+    wavelength = wavelength.reshape(z.shape)
     said = [
         [f"{name}, {pair_name(pair, at)}" for pair, at in zip(heads["pair"].values, row, strict=True)]
         for name, row in zip(names, wavelength, strict=True)

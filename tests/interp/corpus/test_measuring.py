@@ -85,7 +85,7 @@ def test_bad_texts_are_recorded_with_their_reason_and_stop_nothing(tmp_path):
         found = run(tmp_path / "a.corpus", rows)
     rows = found.texts.set_index("id")
     assert rows["status"].tolist() == [*["measured"] * 2, *["failed"] * 3, "duplicate", "failed", *["measured"] * 2]
-    assert "1 token to read" in rows["reason"]["2"] and "0 token to read" in rows["reason"]["3"]
+    assert "1 token to read" in rows["reason"]["2"] and "there is nothing to read" in rows["reason"]["3"]
     assert "token id 4000 is outside" in rows["reason"]["4"]
     assert rows["reason"]["5"] == "the same as 0" and "neither a text nor" in rows["reason"]["6"]
     assert np.isnan(rows["loss"]["2"]) and rows["tokens"]["2"] == 0
