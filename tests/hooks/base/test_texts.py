@@ -242,7 +242,7 @@ def test_the_chat_of_a_real_model_is_that_of_its_tokenizer():
 
 def test_a_past_a_generator_and_a_tokenizer_that_cannot_serve_are_named(model):
     for wrong in ("x", [], 3, torch.ones(2)):
-        with pytest.raises(InputError, match="past=.*: give a KeyValueCache"):
+        with pytest.raises(InputError, match=r"past=.*: give a KeyValueCache"):
             model(TEXTS, past=wrong)
         with pytest.raises(InputError, match=r"generator=.*: give a torch.Generator"):
             model.generate("w5", temperature=1.0, generator=wrong)
