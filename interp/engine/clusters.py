@@ -63,9 +63,8 @@ def _local(count: int) -> Iterator["Client"]:
     settings |= {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in limits.items()}
     with (
         config.set(settings),
-        LocalCluster(
-            n_workers=count, threads_per_worker=threads, processes=True, dashboard_address=_dashboard()
-        ) as started,
+        # Any free port: the usual one may be another's, who shares the machine.
+        LocalCluster(n_workers=count, threads_per_worker=threads, processes=True, dashboard_address=":0") as started,
         Client(started) as client,
     ):
         yield client
@@ -101,14 +100,11 @@ def _distributed() -> type:
     return Client
 
 
-def _dashboard() -> Any:
-    """Any free port for dask's dashboard, where what draws it is installed."""
-    return ":0" if find_spec("bokeh") is not None else None
-
-
 def dashboard(client: "Client | None") -> str:
     """The address of a cluster's dashboard; empty where there is none."""
     if client is None:
         return ""
+    # The scheduler names an address even where it lacks what draws the page.
     services = (client.scheduler_info(n_workers=0) or {}).get("services", {})
-    return str(client.dashboard_link or "") if services.get("dashboard") else ""
+    drawn = bool(services.get("dashboard")) and client.run_on_scheduler(find_spec, "bokeh") is not None
+    return str(client.dashboard_link or "") if drawn else ""

@@ -1,6 +1,9 @@
 """Work on a cluster: each piece is done whatever dies, and what kills its worker takes no other along."""
 
+import socket
 import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
 
@@ -8,7 +11,7 @@ pytest.importorskip("distributed")
 from on_workers import kill_or_square, random_kills, refuse
 
 from hooks.errors import ClusterError, InputError
-from interp.engine.clusters import cluster
+from interp.engine.clusters import cluster, dashboard
 from interp.engine.running import Killed, Piece, run_here, run_on, versions_of
 
 
@@ -27,6 +30,17 @@ def test_here_pieces_are_made_when_it_is_their_turn():
     results = run_here(lambda n: n + 1, each())
     assert next(results) == (0, 1) and made == [0]
     assert list(results) == [(1, 2), (2, 3)]
+
+
+def test_a_second_cluster_on_a_machine_starts_and_names_a_dashboard_only_where_it_is_drawn():
+    with socket.create_server(("", 8787)) if _is_free(8787) else nullcontext(), cluster(workers=1) as client:
+        assert bool(dashboard(client)) == (find_spec("bokeh") is not None)
+    assert dashboard(None) == ""
+
+
+def _is_free(port):
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_nothing_asked_for_is_this_process():
