@@ -4,8 +4,8 @@
 
 Captures one layer of Gemma 3 270M, opens the page in Chromium, zooms from the whole text to single tokens at three
 places, pins, searches, asks for another schedule, opens the copied address in a new tab and runs the copied Python.
-Ends with an error where a tab shows another view, the Python other numbers, or the page logged anything. Prints the time
-of each step, and writes a picture of every step at 1,280 and 390 pixels, light and dark, to be looked at.
+Ends with an error where a tab shows another view, the Python other numbers, or the page logged anything. Prints what
+each step took, and writes a picture of every step at 1,280 and 390 pixels, light and dark, to be looked at.
 """
 
 import argparse
