@@ -242,7 +242,7 @@ def _strengths(figure: go.Figure, values: xr.DataArray, wavelength: np.ndarray, 
 
 def _why_not(heads: xr.Dataset) -> str:
     """Why there is nothing to draw."""
-    reasons = dict.fromkeys(str(reason) for reason in np.atleast_1d(heads["reason"].values) if reason)
+    reasons = dict.fromkeys(str(reason) for reason in np.ravel(heads["reason"].values) if reason)
     return "nothing to draw: " + ("; ".join(reasons) or "no frequency pair turns")
 
 
