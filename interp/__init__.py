@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from interp.analyses.causes.patching import activation_patching, attribution_patching, knock_out_sweep
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
+    from interp.analyses.heads.answering import retrieval_score
     from interp.analyses.heads.comparison import compare, ranked
     from interp.analyses.heads.needle_grid import needle_sweep
     from interp.analyses.heads.summary import head_summary, head_table, typical_heads
@@ -77,6 +78,7 @@ _HOME = {
     "repeated_tokens": "interp.texts.repeated",
     "report": "interp.reporting.page",
     "resume": "interp.captures",
+    "retrieval_score": "interp.analyses.heads.answering",
     "score_bound": "interp.analyses.scores.bound",
     "score_quantile": "interp.measure.quantiles",
     "score_ranges": "interp.analyses.scores.by_variant",
@@ -127,6 +129,7 @@ __all__ = [
     "repeated_tokens",
     "report",
     "resume",
+    "retrieval_score",
     "score_bound",
     "score_quantile",
     "score_ranges",

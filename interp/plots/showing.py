@@ -133,6 +133,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "ranked": _alone(ranking, _COMPARED),
     "received_by_position": _means(received_by_position),
     "relativity_error": _means(relativity_error),
+    "retrieval_score": _means(head_scores),
     "score_ranges": _ranges,
     "spread_over_texts": _alone(spread_over_texts),
     "sink_rate": _means(sink_rate),

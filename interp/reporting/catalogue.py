@@ -10,7 +10,7 @@ from interp.analyses.causes.schema import (
     TOP_TOKENS,
 )
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
-from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, SCORES, TYPICAL_HEADS
+from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, RETRIEVAL_SCORE, SCORES, TYPICAL_HEADS
 from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, COVERAGE, TOP_KEYS
 from interp.analyses.position.schema import (
     FIRST_TOKEN_MASS,
@@ -55,6 +55,7 @@ CATALOGUE: dict[str, Table] = {
     "head_summary": SCORES,
     "typical_heads": TYPICAL_HEADS,
     "needle_sweep": NEEDLE_SWEEP,
+    "retrieval_score": RETRIEVAL_SCORE,
     "attribution": ATTRIBUTION,
     "top_edges": TOP_EDGES,
     "top_tokens": TOP_TOKENS,

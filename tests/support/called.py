@@ -13,6 +13,7 @@ from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig, QKN
 from interp import metrics, plots
 from interp.common.binning import bin_distances
 from interp.plots.reduced import binned_by_distance
+from interp.texts.needles import Needle
 
 N = 40
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "dog", "run", "far"]
@@ -319,6 +320,10 @@ def _analyses(made, cap, other, directory):
         "relativity_error": (
             interp.relativity_error,
             {"cap": cap, "shifts": (1, 10), "layers": 0, "n_queries": 4, "dtype": torch.float64},
+        ),
+        "retrieval_score": (
+            interp.retrieval_score,
+            {"model": made, "needles": Needle(ids[0], slice(2, 5), slice(8, 10)), "max_new_tokens": 2},
         ),
         "repeated_tokens": (interp.repeated_tokens, {"model_or_cfg": made, "length": 6, "repeats": 2, "seed": 0}),
         "score_ranges": (interp.score_ranges, {"cap": cap, "layers": 0, "quantiles": (0.5, 0.9)}),

@@ -100,6 +100,15 @@ def _read(model: Model, needle: Needle) -> dict[str, float | bool]:
     }
 
 
+def edited_pattern(model: Model, layer: int) -> str | None:
+    """The point at which a layer's pattern is seen with what hooks make of it; None where no hook edits it."""
+    for points in (FULL_HOOKS, ROWS_HOOKS):
+        names = [f"blocks.{layer}.attn.{point}" for point in points]
+        if any(model.hook_dict[name].has_hooks("fwd") for name in names):
+            return names[-1]
+    return None
+
+
 class _MassOfLayer:
     """Mean attention of each head to the needle, over the queries that predict the answer.
 
@@ -113,11 +122,10 @@ class _MassOfLayer:
 
     def hooks(self) -> list:
         """(name, hook) pairs for one pass."""
-        attn = f"blocks.{self.layer}.attn."
-        for scores, pattern in (FULL_HOOKS, ROWS_HOOKS):
-            if any(self.model.hook_dict[attn + point].has_hooks("fwd") for point in (scores, pattern)):
-                return [(attn + pattern, self._read_off)]
-        return [(f"{attn}hook_{name}_final", partial(self._keep, name)) for name in "qk"]
+        edited = edited_pattern(self.model, self.layer)
+        if edited is not None:
+            return [(edited, self._read_off)]
+        return [(f"blocks.{self.layer}.attn.hook_{name}_final", partial(self._keep, name)) for name in "qk"]
 
     def by_head(self, positions: Int[Tensor, " pos"]) -> Float[Tensor, " head"]:
         """The means, after the pass."""

@@ -20,13 +20,13 @@ def check_needle(cap: CaptureData, needle: Needle) -> None:
         )
 
 
-def retrieval_score(needle: Needle, argmax_key: Int[np.ndarray, "head query"]) -> Float[np.ndarray, " head"]:
+def share_copied(needle: Needle, argmax_key: Int[np.ndarray, "head query"]) -> Float[np.ndarray, " head"]:
     """Share of the needle's distinct tokens that a head copies while the model reads the answer.
 
     A token counts once, as copied, when the query that has to predict it attends most to a place in the needle that
     holds it; an answer that is a part of the needle can have no more than that part copied. Source: arXiv:2404.15574,
-    equation 1, teacher-forced: there the model generates the answer, here it is given the answer's tokens, whatever it
-    would have said.
+    equation 1, teacher-forced: there the model generates the answer (`interp.retrieval_score` is that one), here it is
+    given the answer's tokens, whatever it would have said.
     """
     tokens = needle.tokens.numpy()
     wanted = np.arange(needle.answer.start, needle.answer.stop)

@@ -111,6 +111,17 @@ NEEDLE_SWEEP: dict[str, Variable] = {
     ),
 }
 
+RETRIEVAL_SCORE: dict[str, Variable] = {
+    "retrieval_score": Variable(
+        _HEAD,
+        "1",
+        "share of the needle's distinct tokens that the head, with its largest attention, copies while the model "
+        "generates its answer; the mean over the needles",
+        "|{t_j : j in the needle, j = argmax p_i, t_j = t_i+1 as generated}| / |{t_j : j in the needle}|",
+        "arXiv:2404.15574",
+    ),
+}
+
 # What is compared, of each of two captures.
 MEASURED: dict[str, Variable] = {
     **{name: SCORES[name] for name in ("first_token_mass", "mean_distance", "entropy")},

@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from interp.analyses.heads.copies import Copies, attention_to_copies
-from interp.analyses.heads.retrieval import needle_mass, retrieval_score
+from interp.analyses.heads.retrieval import needle_mass, share_copied
 from interp.analyses.heads.schema import SCORES
 from interp.analyses.position.sinks import first_token_mass
 from interp.analyses.scores.by_stage import finite, utilisation
@@ -39,7 +39,7 @@ def layer_scores(cap: CaptureData, layer: int, facts: TextFacts) -> dict[str, Pe
             cap.q(layer).cpu(), cap.k(layer).cpu(), cap.spec(layer), lse, cap.positions, facts.copies, cap.documents
         )
     if facts.needle is not None:
-        found["retrieval"] = retrieval_score(facts.needle, stats["argmax_key"].values)
+        found["retrieval"] = share_copied(facts.needle, stats["argmax_key"].values)
         found["needle_mass"] = needle_mass(cap, layer, facts.needle, lse)
     return {name: found[name] for name in SCORES if name in found}
 

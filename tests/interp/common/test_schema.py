@@ -82,6 +82,7 @@ def results():
         "head_summary": [(summary, {}, {})],
         "typical_heads": [(interp.typical_heads(summary), {}, {})],
         "needle_sweep": [(swept(), {}, {})],
+        "retrieval_score": [(interp.retrieval_score(model, needle), {}, {})],
         **causes(model, tokens),
         "compare": [(comparison, pair, {})],
         "ranked": [(interp.ranked(comparison), pair, {})],

@@ -15,6 +15,7 @@ from hooks import RopeConfig
 from hooks.errors import InputError, RopescopeError
 from interp import plots
 from interp.plots.base import heads_of
+from interp.texts.needles import Needle
 
 LINEAR = RopeConfig(rope_type="linear", factor=2.0, rope_theta=10_000.0)
 ROPE = RopeConfig(rope_theta=10_000.0)
@@ -86,6 +87,9 @@ ANALYSES = {
     "ranked": lambda cap, other, model: interp.ranked(interp.compare(cap, other), n=3),
     "received_by_position": lambda cap, other, model: interp.received_by_position(cap),
     "relativity_error": lambda cap, other, model: interp.relativity_error(cap, (1, 1000)),
+    "retrieval_score": lambda cap, other, model: interp.retrieval_score(
+        model, Needle(cap.tokens, slice(0, 1), slice(1, 2))
+    ),
     "score_ranges": lambda cap, other, model: interp.score_ranges(cap),
     "sink_rate": lambda cap, other, model: interp.sink_rate(cap),
     "statistics": lambda cap, other, model: cap.statistics(),

@@ -12,7 +12,7 @@ from words import tokenizer_of_words
 from hooks import HookedTransformer, recipes
 from hooks.errors import InputError, TextError
 from interp import capture, head_summary, needle_sweep, plant_needle, plots
-from interp.analyses.heads.retrieval import retrieval_score
+from interp.analyses.heads.retrieval import share_copied
 
 TEXTS = {"sentence": "w3 w7 w11 w4", "question": "w2 w5", "haystack": "w0 w1 w2 w3 w9 w8 " * 20}
 NATIVE = ("llama", "gemma3_text")
@@ -135,7 +135,7 @@ def test_retrieval_counts_what_of_the_answer_was_looked_up():
     looked[1, needle.predicting] = [start + 2, start + 2, 0]  # one; the second is another token
     looked[2, needle.predicting] = needle.answer.start  # outside the needle
     looked[3, needle.predicting] = [start + 1, start, start]
-    np.testing.assert_allclose(retrieval_score(needle, looked), [1 / 2, 1 / 4, 0, 0])
+    np.testing.assert_allclose(share_copied(needle, looked), [1 / 2, 1 / 4, 0, 0])
 
 
 def test_wrong_sweeps_are_named():
