@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import pandas as pd
 import torch
@@ -15,8 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hooks import AttentionSpec, HookedTransformer, checks
-from hooks.attached.transformer import AttachedTransformer
+from hooks import AttentionSpec, checks
 from hooks.errors import CaptureError, CaptureWarning, ClusterError, InputError, OutputError, RopescopeError
 from interp.analyses.patterns.windows import PatternView, top_keys
 from interp.engine.clusters import cluster
@@ -28,7 +27,7 @@ from interp.recording.from_cache import data_of_cache
 from interp.recording.gradients import resolved_metric
 from interp.recording.in_memory import capture_in_memory
 from interp.recording.plan import DEFAULT_STAGES, CapturePlan, check_model, plan_capture
-from interp.recording.several import positions_of, rows_of
+from interp.recording.several import CaptureOptions, Model, OneText, SeveralTexts, positions_of, rows_of
 from interp.reporting.page import report
 from interp.storage.gradient_files import read_gradients, tidy_gradients, write_with_gradients
 from interp.storage.gradient_record import has_gradients, read_record
@@ -169,8 +168,23 @@ class Capture(CaptureData):
         return as_html(self)
 
 
+@overload
 def capture(
-    model: HookedTransformer | AttachedTransformer,
+    model: Model, text_or_tokens: OneText, path: str | Path | None = None, **options: Unpack[CaptureOptions]
+) -> Capture: ...
+@overload
+def capture(
+    model: Model, text_or_tokens: SeveralTexts, path: str | Path | None = None, **options: Unpack[CaptureOptions]
+) -> list[Capture]: ...
+@overload
+def capture(  # ids in rows: one capture where it is one row
+    model: Model,
+    text_or_tokens: Sequence[Any] | Tensor,
+    path: str | Path | None = None,
+    **options: Unpack[CaptureOptions],
+) -> Any: ...
+def capture(
+    model: Model,
     text_or_tokens: str | Text | Sequence[Any] | Tensor,
     path: str | Path | None = None,
     *,
@@ -323,9 +337,7 @@ def read_capture(path: str | Path) -> Capture:
     return _opened(directory, read_manifest(directory))
 
 
-def resume(
-    path: str | Path, model: HookedTransformer | AttachedTransformer | None = None, *, force: bool = False
-) -> Capture:
+def resume(path: str | Path, model: Model | None = None, *, force: bool = False) -> Capture:
     """Go on with an interrupted capture; a finished one is opened.
 
     Args:

@@ -71,7 +71,7 @@ def attend_fused(
     Raises:
         InputError: Shapes that do not fit together.
     """
-    place = _checked(q, k, v, spec, replace(place, **where))
+    place = _checked(q, k, v, spec, replace(place, **where) if where else place)
     by_rows = spec.softcap is not None or spec.sinks is not None or spec.alibi_slopes is not None
     if by_rows or (q.device.type == "cuda" and q.dtype == torch.float64):  # for which CUDA has no fused kernel
         return _rows(q, k, v, spec, place)
@@ -141,7 +141,7 @@ def attend_rows(
     Raises:
         InputError: Shapes that do not fit together, or a hook that returns another shape.
     """
-    place = _checked(q, k, v, spec, replace(place, **where))
+    place = _checked(q, k, v, spec, replace(place, **where) if where else place)
     return _rows(q, k, v, spec, place, on_scores=on_scores, on_pattern=on_pattern, memory_budget=memory_budget)
 
 
@@ -177,7 +177,7 @@ def attend_full(
         MaterializationError: Scores and pattern would not fit in free memory.
         InputError: Shapes that do not fit together, or a hook that returns another shape.
     """
-    place = _checked(q, k, v, spec, replace(place, **where))
+    place = _checked(q, k, v, spec, replace(place, **where) if where else place)
     _check_fits(q, k, tracks_grad=_tracks_grad(q, k, v, spec.sinks))
     everything = RowBlock(slice(0, q.shape[1]), slice(0, k.shape[1]))
     return _attend_block(q, k, v, spec, place, everything, on_scores=on_scores, on_pattern=on_pattern)

@@ -192,7 +192,7 @@ def attend_hooked(
         place: where queries and keys stand.
         **where: fields of `Place`, given one by one.
     """
-    place = replace(place, **where)
+    place = replace(place, **where) if where else place
     show_to_watchers(cast(nn.Module, points), q, k, spec, place)
     if points.hook_attn_scores.has_hooks() or points.hook_pattern.has_hooks():
         queries, keys = place.plain().positions(slice(0, q.shape[1]), slice(0, k.shape[1]), q.device)

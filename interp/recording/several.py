@@ -1,16 +1,37 @@
 """Several texts in one call: each row of them by itself, as a capture of one text reads it."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hooks import checks
+from hooks import HookedTransformer, checks
+from hooks.attached.transformer import AttachedTransformer
 from hooks.base.inputs import padding_mask, token_ids
 from hooks.base.padding import warn_of_padding
 from hooks.errors import InputError, TextError
+from interp.metrics import Metric
 from interp.texts.texts import Text
+
+Model = HookedTransformer | AttachedTransformer
+OneText = str | Text | list[int] | tuple[int, ...]
+SeveralTexts = list[str] | list[Text] | list[str | Text] | tuple[str | Text, ...]
+
+
+class CaptureOptions(TypedDict, total=False):
+    """What `interp.capture` takes by name, for those who read types; it says itself what each means."""
+
+    n_tokens: int | None
+    stages: str | Sequence[str]
+    layers: int | Iterable[int] | None
+    loss: bool
+    prepend_bos: bool | None
+    positions: Int[Tensor, "*batch pos"] | Sequence[Any] | None
+    attention_mask: Int[Tensor, "batch pos"] | Bool[Tensor, "batch pos"] | None
+    gradient_of: Metric | None
+    force: bool
 
 
 def rows_of(model: Any, given: Any, attention_mask: Any = None) -> list[Any] | None:

@@ -1,5 +1,7 @@
 """Captures of several texts: each is that of the text alone, padding is never measured, runs go on one by one."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ import xarray as xr
 from hooks import HookedTransformer
 from hooks.errors import CaptureError, CaptureMismatchError, InputError, OutputError, TextError
 from interp import attention_statistics, capture, open_capture, resume
+from interp.recording.several import CaptureOptions
 from tests.support.tiny import tiny_model, tokens
 from tests.support.words import tokenizer_of_words
 
@@ -144,3 +147,8 @@ def test_what_is_wrong_with_one_text_is_said_before_any_is_run(model, tmp_path):
         capture(
             model, ids, attention_mask=torch.where(torch.arange(10) == 9, mask, mask * torch.tensor([[1], [0], [1]]))
         )
+
+
+def test_the_options_that_are_typed_are_those_that_capture_takes():
+    taken = inspect.signature(capture).parameters.values()
+    assert CaptureOptions.__annotations__.keys() == {p.name for p in taken if p.kind is p.KEYWORD_ONLY}
