@@ -195,6 +195,8 @@ def _is_encodable(path: str) -> bool:
 
 def _as_whole(value: Any) -> int | None:
     """A whole number as an int; None for anything else, a bool and an array of one number among it."""
+    if type(value) is int:  # a step of generation asks for one in every layer
+        return value
     if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool") or len(getattr(value, "shape", ())):
         return None
     if "bool" in str(getattr(value, "dtype", "")):
@@ -207,6 +209,8 @@ def _as_whole(value: Any) -> int | None:
 
 def _as_number(value: Any) -> float | None:
     """A finite number as a float; None for anything else."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     exact = _as_whole(value)
     floating = getattr(getattr(value, "dtype", None), "is_floating_point", False) and not len(value.shape)
     if exact is None and not floating and (isinstance(value, bool) or not isinstance(value, Real)):

@@ -1,9 +1,11 @@
 """Words around numbers: results get those of their tables here, and the name of the analysis that made them."""
 
+from collections.abc import Collection
 from typing import TypeVar
 
 import xarray as xr
 
+from hooks.errors import InputError
 from interp.common.schema import COORDINATES, Table, Variable
 
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
@@ -24,6 +26,22 @@ def labelled(result: xr.Dataset, table: Table, **settings: object) -> xr.Dataset
     for name, values in result.coords.items():
         values.attrs = values.attrs or COORDINATES.get(str(name), {})
     return result
+
+
+def check_one_result(name: str, values: xr.DataArray, dims: Collection[str]) -> None:
+    """Raise an InputError where results of several texts or captures stand side by side.
+
+    Args:
+        name: of the argument.
+        values: one of its variables.
+        dims: the dimensions of one result.
+    """
+    further = [str(dim) for dim in values.dims if dim not in dims]
+    if further:
+        raise InputError(
+            f"{name} has the dimension {further[0]} of several results: give one of them, .isel({further[0]}=0), or "
+            f"their mean, .mean({further[0]!r}, keep_attrs=True); of a corpus, corpus.mean(analysis)"
+        )
 
 
 def result_of(analysis: str, result: Labelled, description: str) -> Labelled:

@@ -13,7 +13,7 @@ from hooks import checks
 from hooks.errors import InputError, StageError
 from interp.analyses.causes.schema import ATTRIBUTION, TOP_EDGES, TOP_TOKENS
 from interp.analyses.position.frequencies import pairs_of
-from interp.common.labels import labelled, result_of
+from interp.common.labels import check_one_result, labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import named_layer, stack_layers
 from interp.measure.effects import SIGNS, Layer, attention_effects, effect_blocks
@@ -130,13 +130,14 @@ def top_tokens(
         Dataset over rank, the largest |effect| first: token, position, effect, its positive and negative part.
 
     Raises:
-        InputError: another Dataset.
+        InputError: another Dataset, or effects on several texts.
         StageError: no such layer or head.
     """
     by = checks.choice("by", by, ("key", "query"))
     n = checks.whole("n", n, at_least=1)
     if not isinstance(effects, xr.Dataset) or effects.attrs.get("analysis") != "attribution":
         raise InputError(f"effects={checks.shown(effects)}: give what attribution(cap) returned")
+    check_one_result("effects", effects[f"effect_by_{by}"], ("layer", "head", by))
     there = effects["layer"].values.tolist()
     chosen = asked_layers(there, layers)
     if not {*chosen} <= {*there}:

@@ -9,7 +9,7 @@ from hooks.errors import InputError, StageError
 from interp.analyses.heads.schema import COMPARE, MEASURED, RANKED
 from interp.analyses.position.sinks import first_token_mass
 from interp.analyses.scores.moments import ScoreMoments
-from interp.common.labels import labelled, result_of
+from interp.common.labels import check_one_result, labelled, result_of
 from interp.common.progress import track
 from interp.common.stacking import stack_layers
 from interp.common.words import number_ranges
@@ -74,10 +74,12 @@ def ranked(comparison: xr.Dataset, by: str = "profile_divergence", n: int = 10) 
         layer and head over rank, and every variable over (layer, head) of these heads.
 
     Raises:
-        InputError: there is no such variable, or n is below 1.
+        InputError: there is no such variable, n is below 1, or comparisons of several texts.
     """
     n = checks.whole("n", n, at_least=1)
     checks.instance("comparison", comparison, xr.Dataset, "what interp.compare returned")
+    if isinstance(by, str) and by in comparison and set(_HEAD) < set(comparison[by].dims):
+        check_one_result("comparison", comparison[by], (*_HEAD, "capture", "distance"))
     per_head = [str(name) for name, v in comparison.data_vars.items() if set(v.dims) == set(_HEAD)]
     if not isinstance(by, str) or by not in per_head:
         raise InputError(f"by={checks.shown(by)}: rank by one of {', '.join(per_head) or 'none'}")

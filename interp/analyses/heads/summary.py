@@ -15,7 +15,7 @@ from interp.analyses.heads.copies import Copies
 from interp.analyses.heads.retrieval import check_needle
 from interp.analyses.heads.schema import KINDS, SCORES, TYPICAL_HEADS
 from interp.analyses.heads.scores import TextFacts, layer_scores
-from interp.common.labels import labelled, result_of
+from interp.common.labels import check_one_result, labelled, result_of
 from interp.common.progress import track
 from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
@@ -148,3 +148,5 @@ def _check_summary(summary: object) -> None:
     """Raise unless this is what `head_summary` returned."""
     if not isinstance(summary, xr.Dataset) or not {"layer", "head"} <= set(summary.dims):
         raise InputError(f"summary={checks.shown(summary)}: give what interp.head_summary returned")
+    for values in summary.data_vars.values():
+        check_one_result("summary", values, ("layer", "head"))

@@ -8,7 +8,7 @@ import xarray as xr
 from hooks import checks
 from hooks.errors import InputError
 from interp.analyses.position.schema import POSITIONAL_BIAS, TYPICAL_DISTANCE
-from interp.common.labels import labelled, result_of
+from interp.common.labels import check_one_result, labelled, result_of
 from interp.tensors.capture_data import CaptureData, check_capture
 from interp.tensors.selection import asked_layers
 
@@ -73,11 +73,12 @@ def typical_distance(bias: xr.Dataset, share: float = 0.5) -> xr.DataArray:
         share: the share, above 0 and at most 1.
 
     Raises:
-        InputError: another share.
+        InputError: another share, or results of several texts.
     """
     share = checks.number("share", share, above=0, at_most=1)
     if not isinstance(bias, xr.Dataset) or "attention_share" not in bias:
         raise InputError(f"bias={checks.shown(bias)}: give what interp.positional_bias returned")
+    check_one_result("bias", bias["attention_share"], ("layer", "head", "distance"))
     size = np.abs(bias["distance"].values)
     spent = bias["attention_share"].fillna(0).transpose("layer", "head", "distance").values
     mass = np.zeros((int(size.max()) + 1, *spent.shape[:2]))

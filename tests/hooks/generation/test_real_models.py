@@ -10,6 +10,7 @@ from interp.texts.texts import standard_text
 
 pytestmark = pytest.mark.slow
 NEW, SHORTER, LONGEST = 8, (25, 8), {"gemma3-270m": 515, "smollm2-135m": 40}  # Gemma's window is 512
+ROWS = (0, 700, 4095, 8191)
 RECIPES = {
     "remove_sink": recipes.remove_sink(),
     "knock_out": recipes.knock_out(range(20, 999), range(5, 9)),
@@ -45,7 +46,7 @@ def steps(model, sequences, mask, n):
     """Logits after each token from the n-th on, read with a cache one by one."""
     past, read = KeyValueCache(model), 0
     for stop in range(n, n + NEW):
-        yield model(sequences[:, read:stop], attention_mask=mask[:, read:stop], past=past)[:, -1]
+        yield model.next_logits(sequences[:, read:stop], attention_mask=mask[:, read:stop], past=past)
         read = stop
 
 
@@ -73,40 +74,49 @@ def test_each_step_is_the_same_hooks_on_the_whole_text_again(trio, recipe):
         for model in ways(trio):
             with model.hooks(fwd_hooks=[("blocks.*.attn.hook_attn_scores_rows", RECIPES[recipe])]):
                 out = model.generate(ids, NEW, attention_mask=mask, stop_at_eos=False)
-                expected = model(out, attention_mask=whole)[:, n - 1 :]
+                resid = model(out, attention_mask=whole, stop_at_layer=model.cfg.n_layers)
+                expected = model.unembed_residual(resid[:, n - 1 :])
                 for step, got in enumerate(steps(model, out, whole, n)):
                     close(got, expected[:, step])
 
 
 def test_8192_tokens_in_parts_of_1000_are_those_at_once(trio):
-    tokens, last, rows = trio[4], trio[0].cfg.n_layers - 1, (0, 700, 4095, 8191)
+    """Every layer's q, k and z at some positions, the last one's at all, rows of three layers' patterns, and logits."""
+    tokens, last = trio[4], trio[0].cfg.n_layers - 1
+    at_once = read_in_parts(trio[0], tokens, 8192)
+    assert len(at_once) == 3 * (last + 1) + 3 * len(ROWS) + 1
     for model in ways(trio):
-        names = [f"blocks.{last}.attn.hook_{name}" for name in ("rot_q", "rot_k", "z")]
-        names = [name for name in [*names, f"blocks.{last}.hook_resid_post"] if name in model.hook_names()]
-        patterns, kept = {}, {name: [] for name in names}
-
-        def note(pattern, hook, patterns=patterns):
-            queries = hook.ctx["query_positions"].tolist()
-            for row in set(rows) & set(queries):
-                line = torch.zeros(pattern.shape[1], 8192)
-                line[:, hook.ctx["key_positions"]] = pattern[0, :, queries.index(row)]
-                patterns.setdefault((hook.name, row), []).append(line)
-
-        def keep(x, hook, kept=kept):
-            kept[hook.name].append(x.clone())
-
-        hooks = [("blocks.*.attn.hook_pattern_rows", note), *((name, keep) for name in names)]
-        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-            model(tokens, return_type=None)
-            past = KeyValueCache(model)
-            for part in tokens.split(1000, dim=1):
-                model(part, return_type=None, past=past)
-        for at_once, *parts in kept.values():
-            close(torch.cat(parts, 1), at_once)
-        assert len(patterns) == len(rows) * model.cfg.n_layers
-        for at_once, in_parts in patterns.values():
-            assert float((at_once - in_parts).abs().max()) < 1e-5
-        at_once, *parts = kept[names[-1]]
+        in_parts = read_in_parts(model, tokens, 1000)
+        assert in_parts.keys() == at_once.keys()
+        for name, expected in at_once.items():
+            if isinstance(name, tuple):
+                assert float((in_parts[name] - expected).abs().max()) < 1e-5, name
+            else:
+                close(in_parts[name], expected)
+        residual = f"blocks.{last}.hook_resid_post"
         with torch.no_grad():
-            one, other = (model.unembed_residual(x[:, ::64]) for x in (at_once, torch.cat(parts, 1)))
-        close(other, one)
+            close(*(model.unembed_residual(read[residual][:, ::64]) for read in (in_parts, at_once)))
+
+
+def read_in_parts(model, tokens, size):
+    """{point: what it saw at every 64th position, in the last layer at each}, and {(point, row): row of a pattern}."""
+    last, past = model.cfg.n_layers - 1, KeyValueCache(model)
+    kept, rows = {}, {}
+
+    def keep(x, hook):
+        step = 1 if hook.layer() == last else 64
+        kept.setdefault(hook.name, []).append(x[:, -start % step :: step].clone())
+
+    def note(pattern, hook):
+        queries = hook.ctx["query_positions"].tolist()
+        for row in set(ROWS) & set(queries):
+            rows[hook.name, row] = line = torch.zeros(pattern.shape[1], tokens.shape[1])
+            line[:, hook.ctx["key_positions"]] = pattern[0, :, queries.index(row)]
+
+    points = ["blocks.*.attn.hook_q_final", "blocks.*.attn.hook_k_final", "blocks.*.attn.hook_z"]
+    hooks = [(point, keep) for point in [*points, f"blocks.{last}.hook_resid_post"]]
+    hooks += [(f"blocks.{layer}.attn.hook_pattern_rows", note) for layer in (0, last // 2, last)]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        for start in range(0, tokens.shape[1], size):
+            model(tokens[:, start : start + size], return_type=None, past=past if size < tokens.shape[1] else None)
+    return {name: torch.cat(parts, 1) for name, parts in kept.items()} | rows
