@@ -1,5 +1,7 @@
 """Means over texts against loops by hand: over transformers' eager patterns, and over dense scores in float64."""
 
+from pydoc_data.topics import topics
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ import xarray as xr
 from dense import dense_scores
 from tiny import Shape, tiny_model
 from tiny_corpus import token_rows
+from transformers import AutoModelForCausalLM
 
 from hooks import HookedTransformer
+from hooks.loading.prepared import prepared_model
 from interp import capture, measure_corpus
 from interp.corpus.analyses import ANALYSES
 
@@ -210,3 +214,24 @@ def test_a_text_can_be_captured_again(world):
     corpus, rows, _, _, model = world
     cap = corpus.capture("4", model=model)
     assert cap.tokens.tolist() == list(rows[4])
+
+
+@pytest.mark.slow
+def test_means_over_ten_texts_of_smollm2_are_those_of_a_loop_over_transformers_patterns(tmp_path):
+    model = HookedTransformer.from_pretrained("smollm2-135m")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        prepared_model("smollm2-135m"), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    texts = [topics[name] for name in sorted(topics)[:10]]
+    corpus = measure_corpus(model, texts, tmp_path / "ten.corpus", n_tokens=N, analyses=["head_summary", "sink_rate"])
+    rows = [model.to_tokens(text)[0, :N].tolist() for text in texts]
+    with torch.no_grad():
+        out = [theirs(torch.tensor([row]), output_attentions=True).attentions for row in rows]
+    patterns = [torch.stack(layers)[:, 0].double().numpy() for layers in out]
+    mean = corpus.mean("head_summary")
+    for name, score in SCORES.items():
+        np.testing.assert_allclose(mean[name], by_hand(patterns, rows, model, score), atol=1e-5, rtol=1e-5)
+    is_sink = np.mean([p[..., 0].mean(-1) > 0.3 for p in patterns], axis=0)
+    sinks = corpus.mean("sink_rate")
+    np.testing.assert_allclose(sinks["is_sink"], is_sink)
+    assert float(sinks["sink_rate_low"]) <= float(sinks["sink_rate"]) <= float(sinks["sink_rate_high"])

@@ -1,7 +1,9 @@
 """A corpus measured by workers: the numbers of one process, whatever dies; what differs on a worker is named."""
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 pytest.importorskip("distributed")
 from on_workers import Changed, deadly, other_version, other_weights, random_kills
 from tiny_corpus import N_TOKENS, same, saved_model, single_thread, token_rows
+from words import tokenizer_of_words
 
 from hooks.errors import CorpusMismatchError, UnknownModelError
 from interp import measure_corpus, open_corpus
@@ -125,7 +128,7 @@ def test_a_model_that_no_worker_finds_is_named(workers, tmp_path):
 
 
 def test_a_cluster_started_by_hand_takes_it_by_address_from_elsewhere(model, undisturbed, tmp_path):
-    """`dask scheduler` and two `dask worker`, in a directory that is not the checkout."""
+    """`dask scheduler` and two `dask worker`, in a directory that is not the checkout; from Python and by command."""
     where = tmp_path / "elsewhere"
     where.mkdir()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
@@ -134,18 +137,28 @@ def test_a_cluster_started_by_hand_takes_it_by_address_from_elsewhere(model, und
     processes = [subprocess.Popen([*command, "scheduler", "--port", "0", *options], cwd=where, env=environment)]
     try:
         for _ in range(2):
-            arguments = ["worker", "--nthreads", "1", "--no-dashboard", "--scheduler-file", "scheduler.json"]
-            processes.append(subprocess.Popen([*command, *arguments], cwd=where, env=environment))
+            processes.append(
+                subprocess.Popen([*command, "worker", "--nthreads", "1", *options], cwd=where, env=environment)
+            )
         deadline = time.monotonic() + 60
         while not (where / "scheduler.json").is_file() and time.monotonic() < deadline:
             time.sleep(0.2)
-        import json
-
         address = json.loads((where / "scheduler.json").read_text())["address"]
         found = run(tmp_path / "by_hand.corpus", model, scheduler=address)
+        shutil.copytree(model, where / "model")
+        tokenizer_of_words(97).save_pretrained(where / "model")
+        texts = [json.dumps({"text": " ".join(f"w{token}" for token in row)}) for row in ROWS]
+        (where / "texts.jsonl").write_text("\n".join(texts))
+        arguments = ["corpus", "texts.jsonl", "--model", "model", "--tokens", N_TOKENS, "--scheduler", address]
+        started = [sys.executable, "-c", "from interp.cli.command import main; main()", *map(str, arguments)]
+        said = subprocess.run(
+            [*started, "--out", "cli.corpus"], cwd=where, env=environment, capture_output=True, text=True
+        )
     finally:
         for process in processes:
             process.send_signal(signal.SIGINT)
         for process in processes:
             process.wait(30)
     same(found, undisturbed)
+    assert said.returncode == 0 and said.stdout.splitlines()[-1] == f"{len(ROWS)} measured", said.stderr
+    same(open_corpus(where / "cli.corpus"), undisturbed)
