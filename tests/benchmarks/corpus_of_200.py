@@ -4,7 +4,7 @@
 
 Texts are topics of pydoc and docstrings of the standard library, analyses head_summary and positional_bias. Prints how
 long each run took, fails where a number differs by more than 1e-6 or a text is lost, and ends with the sink rate of the
-model over the texts and its 95 % interval. On two cores 200 texts take about an hour and a half.
+model over the texts and its 95 % interval.
 """
 
 import argparse

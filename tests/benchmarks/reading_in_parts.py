@@ -2,7 +2,7 @@
 
     python tests/benchmarks/reading_in_parts.py [--model smollm2-135m gemma3-270m]
 
-Fails where q, k, z, a pattern, the residual stream or a logit differs by 1e-5 of its range. Some minutes a model.
+Fails where q, k, z, a pattern, the residual stream or a logit differs by 1e-5 of its range.
 """
 
 import argparse
