@@ -109,12 +109,15 @@ def effect_by_token(effects: xr.Dataset, *, by: str = "key", title: str | None =
             y=np.arange(rows),
             text=text.reshape(rows, _ACROSS),
             texttemplate="%{text}",
-            textfont={"size": 10},
+            textfont={"size": 10, "color": theme.INK},
             customdata=at.reshape(rows, _ACROSS),
             xgap=1,
             ygap=1,
         )
     )
+    # Half of the scale's depth, so that the ink stays legible on the strongest cell, on light and on dark paper.
+    top = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    figure.update_traces(zmin=-2 * top, zmax=2 * top)
     figure.update_traces(
         hovertemplate="%{text} at %{customdata:,}: %{z:.4g}<extra></extra>",
         hoverongaps=False,

@@ -115,7 +115,8 @@ def peak_of(name: str, n: int, tool: str) -> float:
         capture(model, tokens, loss=False, stages=(), gradient_of=METRIC)
     else:
         del model
-        reference, kept = transformers_model(name, "eager"), []
+        reference: Any = transformers_model(name, "eager")
+        kept: list[torch.Tensor] = []
 
         def keep(module: object, args: tuple) -> None:
             kept.append(args[0])
