@@ -31,8 +31,8 @@ from interp.texts.texts import tokenise
 
 def ranks_alike(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation."""
-    places = [np.argsort(np.argsort(x.ravel())) for x in (one, other)]
-    return float(np.corrcoef(*places)[0, 1])
+    first, second = (np.argsort(np.argsort(x.ravel())) for x in (one, other))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def farthest(first: xr.DataArray, real: xr.DataArray, n: int = 3) -> str:
