@@ -63,7 +63,10 @@ class Tour:
         page = context.new_page()
         page.on("console", lambda said: self.trouble.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        began = time.perf_counter()
         page.goto(self.server.address + fragment)
+        page.wait_for_selector(".rx-legend strong:not(:empty)", timeout=PATIENCE)
+        print(f"{'first paint':<44} {time.perf_counter() - began:6.2f} s", flush=True)
         self.drawn(page)
         yield page
         context.close()

@@ -229,9 +229,11 @@ def test_a_click_pins_a_pair_and_the_text_says_what_it_attends_to(browser, serve
 
 def test_search_finds_the_text_and_steps_through_it(browser, server):
     with opened(browser, server) as page:
+        before = page.locator(".rx-map").bounding_box()
         page.fill("input[type=search]", "NEEDLE here")
         page.keyboard.press("Enter")
         drawn(page)
+        assert page.locator(".rx-map").bounding_box() == before  # the bar does not wrap, so the map stays where it is
         assert page.inner_text(".rx-count") == "1 of 1" and int(state(page)["q"]) == 334
         page.fill("input[type=search]", "w12")
         page.keyboard.press("Enter")
