@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from interp import metrics, plots
     from interp.analyses.causes.attributing import attribution, top_edges, top_tokens
     from interp.analyses.causes.direct import direct_logit_attribution
+    from interp.analyses.causes.integrated import integrated_gradients
     from interp.analyses.causes.patching import activation_patching, attribution_patching, knock_out_sweep
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
@@ -61,6 +62,7 @@ _HOME = {
     "frequency_bias": "interp.analyses.position.frequencies",
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
+    "integrated_gradients": "interp.analyses.causes.integrated",
     "knock_out_sweep": "interp.analyses.causes.patching",
     "loss_by_position": "interp.analyses.position.losses",
     "measure_corpus": "interp.corpus.measuring",
@@ -112,6 +114,7 @@ __all__ = [
     "frequency_bias",
     "head_summary",
     "head_table",
+    "integrated_gradients",
     "knock_out_sweep",
     "loss_by_position",
     "measure_corpus",

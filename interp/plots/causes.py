@@ -6,7 +6,7 @@ import xarray as xr
 
 from hooks.checks import choice, instance
 from hooks.errors import InputError
-from interp.common.words import token_text
+from interp.common.words import head_name, token_text
 from interp.plots import theme
 from interp.plots.base import finish, label_of, say, with_heads
 from interp.plots.given import drawn
@@ -14,8 +14,8 @@ from interp.plots.highlight import Highlight
 from interp.plots.maps import head_scores, layer_head_map
 
 _PARTS = ("effect", "effect_positive", "effect_negative", "score_effect")
-_ACROSS, _DOWN = 10, 24
-_LONGEST_TOKEN = 10
+_ACROSS, _DOWN = 8, 30
+_LONGEST_TOKEN = 8
 
 
 @drawn
@@ -50,7 +50,8 @@ def effect_by_head(
                 "knock out under the same metric"
             )
         lost = (-given["change"]).assign_attrs(units="metric")
-        shown = shown.assign(lost_without_it=lost.reindex(layer=effects["layer"], head=effects["head"]))
+        lost = lost.reindex(layer=effects["layer"], head=effects["head"])
+        shown = xr.Dataset({"effect": shown["effect"], "lost_without_it": lost} | dict(shown.drop_vars("effect")))
     return head_scores(shown, title=title or _about(effects), highlight=highlight)
 
 
@@ -75,7 +76,7 @@ def effect_map(cells: xr.DataArray, *, title: str | None = None) -> go.Figure:
     figure.update_yaxes(title="query position [tokens]", autorange="reversed", scaleanchor="x", **place)
     return finish(
         figure,
-        title or str(cells.attrs.get("description", "Effect by pair")),
+        title or _of_head(cells),
         460,
         str(cells.attrs.get("averaged", "")),
     )
@@ -108,11 +109,15 @@ def effect_by_token(effects: xr.Dataset, *, by: str = "key", title: str | None =
             y=np.arange(rows),
             text=text.reshape(rows, _ACROSS),
             texttemplate="%{text}",
+            textfont={"size": 10, "color": theme.INK},
             customdata=at.reshape(rows, _ACROSS),
             xgap=1,
             ygap=1,
         )
     )
+    # Half of the scale's depth, so that the ink stays legible on the strongest cell, on light and on dark paper.
+    top = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    figure.update_traces(zmin=-2 * top, zmax=2 * top)
     figure.update_traces(
         hovertemplate="%{text} at %{customdata:,}: %{z:.4g}<extra></extra>",
         hoverongaps=False,
@@ -127,7 +132,7 @@ def effect_by_token(effects: xr.Dataset, *, by: str = "key", title: str | None =
     heads = sum(len(np.atleast_1d(effects[dim])) > 1 for dim in ("layer", "head"))
     said = ("summed over heads" if heads else "", note, str(effects.attrs.get("averaged", "")))
     note = "; ".join(part for part in said if part)
-    return finish(figure, title or _about(effects), 150 + 24 * max(rows, 3), note)
+    return finish(figure, title or _about(effects), 170 + 24 * max(rows, 4), note)
 
 
 @drawn
@@ -186,8 +191,15 @@ def _busiest(values: np.ndarray, most: int) -> int:
     return int(np.argmax(total[most:] - total[:-most]))
 
 
+def _of_head(cells: xr.DataArray) -> str:
+    """What a map is of: the head that it was selected from, where it is one."""
+    if all(name in cells.coords and cells[name].ndim == 0 for name in ("layer", "head")):
+        return f"Effect by query and key, {head_name(cells['layer'].item(), cells['head'].item())}"
+    return "Effect by query and key"
+
+
 def _about(effects: xr.Dataset) -> str:
     """The metric and its value, as a heading."""
     if "metric" not in effects.attrs:
         return "Effects"
-    return f"{effects.attrs['metric']} = {float(effects.attrs['metric_value']):.4g}"
+    return f"{effects.attrs['metric']}\u00a0=\u00a0{float(effects.attrs['metric_value']):.4g}"

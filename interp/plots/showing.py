@@ -105,6 +105,14 @@ def _direct(result: xr.Dataset, **options: Any) -> go.Figure:
     return layer_head_map(whole, **options)
 
 
+def _integrated(result: xr.Dataset, **options: Any) -> go.Figure:
+    """What each head is worth along the way."""
+    mean = averaged(result)
+    options.setdefault("title", str(result.attrs.get("description", "")))
+    said = {"averaged": mean.attrs["averaged"]} if "averaged" in mean.attrs else {}
+    return layer_head_map(mean["effect_by_head"].assign_attrs(said), **options)
+
+
 _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "activation_patching": _means(patched),
     "attention_map": _maps(pooled_map),
@@ -125,6 +133,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "direct_logit_attribution": _direct,
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
+    "integrated_gradients": _integrated,
     "knock_out_sweep": _means(patched),
     "loss_by_position": _means(loss_by_position),
     "needle_sweep": _means(needle_grid),

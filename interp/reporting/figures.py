@@ -8,12 +8,15 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from interp import plots
-from interp.common.words import KIND_NAME, head_name
+from interp.common.words import KIND_NAME, head_name, visible_text
 from interp.plots import png
 from interp.reporting import sentences
 from interp.reporting.page_data import as_script
 
 _FLOOR = 1e-6
+_MOST_CAUSES = 8
+_LONGEST_TOKEN = 24
+_WIDE = 640
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,61 @@ def received_view(received: xr.Dataset | None) -> FigureView | None:
     parts = ", ".join(f"{float(share.sel(part=part)):.0%} at its {part}" for part in share["part"].values)
     alt = f"Mean attention that keys receive, by position. Of the median head's attention, {parts}."
     return view("received", plots.received_by_position(received), alt.replace("at its middle", "in its middle"))
+
+
+@dataclass(frozen=True)
+class CausesView:
+    """What made the model say it: the metric with its value, the heads and tokens that count most, and the figures."""
+
+    metric: str
+    value: str
+    heads: list[tuple[str, str, str, str]]
+    tokens: list[tuple[str, str, str, str, str]]
+    figures: list[FigureView]
+
+
+def causes_view(effects: xr.Dataset | None) -> CausesView | None:
+    """Effects by head, by token and by distance from the head with the largest, where a gradient was captured."""
+    if effects is None:
+        return None
+    metric, value = visible_text(effects.attrs["metric"]), sentences.number(float(effects.attrs["metric_value"]))
+    parts = ("effect", "effect_positive", "effect_negative")
+    sizes = np.abs(effects["effect"].transpose("layer", "head").values)
+    order = np.argsort(-sizes, axis=None, kind="stable")[:_MOST_CAUSES]
+    places = [np.unravel_index(at, sizes.shape) for at in order]
+    heads = []
+    for layer, head in places:
+        one = effects.isel(layer=layer, head=head)
+        numbers = [sentences.number(float(one[name])) for name in parts]
+        heads.append((head_name(int(one["layer"]), int(one["head"])), *numbers))
+    summed = effects[[name.replace("effect", "effect_by_key") for name in parts]].sum(("layer", "head"))
+    tokens = []
+    for at in np.argsort(-np.abs(summed["effect_by_key"].values), kind="stable")[:_MOST_CAUSES]:
+        numbers = [sentences.number(float(summed[name][at])) for name in summed]
+        said = visible_text(str(effects["key_token"].values[at]), _LONGEST_TOKEN)
+        tokens.append((said, f"{int(effects['key'][at]):,}", *numbers))
+    best = effects.isel(layer=places[0][0], head=places[0][1])
+    views = [
+        view(
+            "causes-heads",
+            plots.effect_by_head(effects, title="By head"),
+            f"Effect of every head on {metric}, from {sentences.number(float(effects['effect'].min()))} to "
+            f"{sentences.number(float(effects['effect'].max()))}.",
+            _WIDE,
+        ),
+        view(
+            "causes-tokens",
+            plots.effect_by_token(effects, title="By the token that was read"),
+            f"The text, its tokens coloured by what reading them did for {metric}.",
+            _WIDE,
+        ),
+        view(
+            "causes-map",
+            plots.effect_map(best["effect_map"]),
+            f"Effect by query and key of {heads[0][0]}, the head with the largest.",
+        ),
+    ]
+    return CausesView(metric, value, heads, tokens, views)
 
 
 def loss_view(loss: xr.Dataset, second: xr.Dataset | None = None) -> FigureView:

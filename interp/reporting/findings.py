@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from hooks.errors import InputError, StageError
+from interp.analyses.causes.attributing import attribution
 from interp.analyses.heads.summary import head_summary
 from interp.analyses.position.distance import positional_bias, typical_distance
 from interp.analyses.position.losses import loss_by_position
@@ -32,6 +33,7 @@ class Analyses:
     variants: xr.Dataset | None
     received: xr.Dataset | None
     metrics: list[xr.DataArray]
+    causes: xr.Dataset | None
     left_out: dict[str, str]
 
 
@@ -58,6 +60,7 @@ def analyse(cap: CaptureData, heads: Sequence[int]) -> Analyses:
         variants=variants,
         received=_where_possible(received_by_position, cap, heads, left_out),
         metrics=head_metrics(head_summary(cap).sel(head=list(heads)), others),
+        causes=None if cap.gradients is None else attribution(cap).sel(head=list(heads)),
         left_out=left_out,
     )
 

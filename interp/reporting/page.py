@@ -103,6 +103,7 @@ def render(cap: CaptureData, found: Analyses, second: tuple[CaptureData, Analyse
         map_decades=png.DECADES,
         sinks=views.sink_views(found.sinks, found.r2),
         received=views.received_view(found.received),
+        causes=views.causes_view(found.causes),
         left_out=found.left_out,
         loss=views.loss_view(found.loss, None if second is None else second[1].loss),
         loss_table=_loss_table(found.loss),

@@ -162,15 +162,28 @@ class CaptureData:
             raise StageError(f"v of layer {layer} was not in the cache that this capture was made from")
         return part_of(values, positions, heads)
 
-    def z(self, layer: int) -> Float[Tensor, "pos head d_head"]:
+    def z(
+        self,
+        layer: int,
+        *,
+        q: Float[Tensor, "pos head d_head"] | None = None,
+        k: Float[Tensor, "pos kv_head d_head"] | None = None,
+    ) -> Float[Tensor, "pos head d_head"]:
         """What each query head of a layer gives, before W_O: ``z_i = Σ_j p_ij v_j``, computed anew from q, k and v.
 
         O(n) memory. It is what the model computed up to rounding, if no hook edited scores, pattern or z.
 
+        Args:
+            layer: which layer.
+            q: queries that enter the score in the place of its own.
+            k: keys in the place of its own.
+
         Raises:
             StageError: the layer was not captured, or the capture was made from a cache without v.
+            InputError: q or k of another shape than its own.
         """
-        q, k, v, width = same_width(self.q(layer)[None], self.k(layer)[None], self.v(layer)[None])
+        queries, keys = _instead("q", q, self.q(layer)), _instead("k", k, self.k(layer))
+        q, k, v, width = same_width(queries[None], keys[None], self.v(layer)[None])
         spec = self.spec(layer)
         if spec.sinks is not None:
             spec = replace(spec, sinks=spec.sinks.to(q.device))
@@ -321,3 +334,13 @@ def check_capture(cap: CaptureData, name: str = "cap") -> CaptureData:
         InputError: it is something else.
     """
     return checks.instance(name, cap, CaptureData, "a Capture, as capture(model, text) or open_capture(path) makes one")
+
+
+def _instead(name: str, given: Tensor | None, own: Tensor) -> Tensor:
+    """What was given in the place of a capture's own queries or keys."""
+    if given is None:
+        return own
+    given = checks.instance(name, given, Tensor, "queries or keys, as a capture gives them")
+    if given.shape != own.shape:
+        raise InputError(f"{name} has shape {tuple(given.shape)}, and the capture's own has {tuple(own.shape)}")
+    return given.to(own)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -35,3 +36,26 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
+
+
+def watched(work: Callable[[], Any]) -> dict[str, Any]:
+    """Peak of anonymous memory in bytes, and seconds, of this process while it works; and what the work gives."""
+    peak, done = [anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], anonymous())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = time.perf_counter()
+    found = work()
+    done.set()
+    watcher.join()
+    return {"peak": peak[0], "seconds": time.perf_counter() - before, "cpu": time.process_time(), "found": found}
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that no file backs."""
+    with open("/proc/self/status") as status:
+        return 1024 * int(next(line.split()[1] for line in status if line.startswith("RssAnon")))

@@ -17,15 +17,13 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import in_own_process
+from measuring import in_own_process, watched
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -98,29 +96,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=bytewise)
-
-
-def watched(work: Callable[[], Any]) -> dict[str, Any]:
-    """Peak of anonymous memory in bytes, and seconds, of this process while it works; and what the work gives."""
-    peak, done = [anonymous()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], anonymous())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    before = time.perf_counter()
-    found = work()
-    done.set()
-    watcher.join()
-    return {"peak": peak[0], "seconds": time.perf_counter() - before, "cpu": time.process_time(), "found": found}
-
-
-def anonymous() -> int:
-    """Bytes of this process's memory that no file backs."""
-    with open("/proc/self/status") as status:
-        return 1024 * int(next(line.split()[1] for line in status if line.startswith("RssAnon")))
 
 
 def captured(model: str, out: str, tokens: int, loss: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_hooked import random_tokens, tiny_model
 
+from interp import metrics
 from interp.captures import capture
 from interp.reporting.page import report
 
@@ -33,13 +34,13 @@ HERE = Path(__file__).parent
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
-def made(n=120, **changes):
+def made(n=120, gradient_of=None, **changes):
     settings = {
         "n_layers": 3,
         "layer_types": ("sliding_attention", "full_attention", "sliding_attention"),
         "window_size": 48,
     }
-    return capture(tiny_model(**settings | changes), random_tokens(n)[0])
+    return capture(tiny_model(**settings | changes), random_tokens(n)[0], gradient_of=gradient_of)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,14 @@ def pages(tmp_path_factory):
     cap = made()
     plain = report(cap, folder / "plain.html")
     both = report(cap, folder / "both.html", compare_with=made(qk_norm=None))
+    cap = made(gradient_of=metrics.logit_difference(3, 5))
+    causes = report(cap, folder / "causes.html")
     cap.str_tokens = [HOSTILE[i % len(HOSTILE)] for i in range(len(cap.tokens))]
     cap.model_id = cap.provenance["model"]["name"] = "".join(HOSTILE[:3])
     cap.provenance["text"]["read"] = "file " + "".join(HOSTILE)
     (folder / "a <b>'\"&? #").mkdir()
     hostile = report(cap, folder / "a <b>'\"&? #" / "<img src=x onerror=alert(1)>.html".replace("/", ""))
-    return {"plain": plain.as_uri(), "both": both.as_uri(), "hostile": hostile.as_uri()}
+    return {"plain": plain.as_uri(), "both": both.as_uri(), "causes": causes.as_uri(), "hostile": hostile.as_uri()}
 
 
 @contextlib.contextmanager
@@ -182,7 +185,7 @@ OVERLAPS = (HERE / "overlaps.js").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["1280", "390"])
-@pytest.mark.parametrize("which", ["hostile", "both"])
+@pytest.mark.parametrize("which", ["hostile", "both", "causes"])
 def test_nothing_overlaps_or_is_cut(browser, pages, which, viewport):
     with opened(browser, pages[which], viewport) as page:
         assert page.evaluate(OVERLAPS) == []
@@ -193,8 +196,9 @@ def test_nothing_overlaps_or_is_cut(browser, pages, which, viewport):
 LOW_CONTRAST = (HERE / "low_contrast.js").read_text(encoding="utf-8")
 
 
-def test_both_colours_are_legible(browser, pages):
-    with opened(browser, pages["both"], scheme="dark") as page:
+@pytest.mark.parametrize("which", ["both", "causes"])
+def test_both_colours_are_legible(browser, pages, which):
+    with opened(browser, pages[which], scheme="dark") as page:
         assert page.get_attribute("html", "data-theme") == "dark"
         assert page.evaluate(LOW_CONTRAST) == []
         page.click("#theme")

@@ -255,9 +255,16 @@ def _analyses(made, cap, other, directory):
             interp.knock_out_sweep,
             {"model": made, "tokens": ids, "m": metrics.loss(), "segments": {"x": slice(2, 4)}, "layers": 0},
         ),
+        "integrated_gradients": (
+            interp.integrated_gradients,
+            {"model": made, "tokens": ids[0], "m": metrics.logit(3), "corrupted": ids.flip(1), "steps": 2},
+        ),
         "attribution_patching": (
             interp.attribution_patching,
-            {"cap": moved, "clean": interp.capture(made, ids.flip(1)), "at": "k", "by": "head"},
+            {
+                **{"cap": moved, "clean": interp.capture(made, ids.flip(1)), "at": "k", "by": "head"},
+                "exact_softmax": True,
+            },
         ),
         "direct_logit_attribution": (
             interp.direct_logit_attribution,

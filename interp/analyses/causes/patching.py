@@ -102,14 +102,21 @@ def activation_patching(
 
 
 @torch.no_grad()
-def attribution_patching(cap: CaptureData, clean: CaptureData, at: Heads = "z", *, by: By = "head") -> xr.Dataset:
+def attribution_patching(
+    cap: CaptureData, clean: CaptureData, at: Heads = "z", *, by: By = "head", exact_softmax: bool = False
+) -> xr.Dataset:
     """To first order, what `activation_patching` would change: ``Σ (x_clean − x) · ∂m/∂x``, all from one gradient.
+
+    Of q and k the gradient goes through softmax, which is flat where it is saturated and bends elsewhere. With
+    ``exact_softmax`` (AtP*'s correction) attention is computed with the clean q or k instead, and first order begins
+    behind it: ``Σ (z(q_clean) − z) · ∂m/∂z``.
 
     Args:
         cap: a capture of the corrupted text made with ``gradient_of=``.
         clean: a capture of the clean text, of the same model and as many tokens.
         at: what is patched, as it enters attention or leaves it.
         by: as in `activation_patching`.
+        exact_softmax: of q and k, not through the gradient of softmax.
 
     Returns:
         Dataset over (layer), (layer, head), (layer, kv_head) or (layer, position): change, an estimate of m(patched) −
@@ -117,10 +124,11 @@ def attribution_patching(cap: CaptureData, clean: CaptureData, at: Heads = "z", 
 
     Raises:
         StageError: no gradient was captured, or clean lacks a layer.
-        InputError: captures of texts of different lengths, or of different models.
+        InputError: captures of texts of different lengths, or of different models; exact_softmax of z or v, or of keys
+            by position, each of which would take a pass of its own.
 
     Source:
-        Nanda 2023, Attribution Patching; arXiv 2310.10348.
+        Nanda 2023, Attribution Patching; arXiv 2310.10348. Correction: arXiv 2403.00745, section 3.1.
     """
     gradients = gradients_of(cap)
     check_capture(clean, "clean")
@@ -130,10 +138,11 @@ def attribution_patching(cap: CaptureData, clean: CaptureData, at: Heads = "z", 
             f"cap ({cap.model_id}, {len(cap.positions):,} tokens) and clean ({clean.model_id}, "
             f"{len(clean.positions):,} tokens) are not of one model and texts of as many tokens"
         )
+    if checks.flag("exact_softmax", exact_softmax) and (at not in "qk" or (at, by) == ("k", "position")):
+        raise InputError(f'exact_softmax=True goes with at="q", or with at="k" by head or block, not {at!r} by {by!r}')
     sums = []
     for layer in cap.layers:
-        x, other = (_held(each, layer, at) for each in (cap, clean))
-        moved = (other.double() - x.double()) * cap.gradient(layer, at).to(x.device).double()
+        moved = _moved(cap, clean, layer, at, exact_softmax)
         sums.append(moved.sum({"head": (0, 2), "position": (1, 2), "block": (0, 1, 2)}[by]).cpu().numpy())
     axis = {"head": "kv_head" if at in "kv" else "head", "position": "position"}.get(by)
     dims = ("layer",) if axis is None else ("layer", axis)
@@ -269,6 +278,18 @@ def _segments(segments: Any, n: int) -> dict[str, Int[Tensor, " token"]]:
             raise InputError(f"segments[{name!r}]={checks.shown(which)}: give at least one token")
         found[name] = tokens
     return found
+
+
+def _moved(
+    cap: CaptureData, clean: CaptureData, layer: int, at: Heads, exact_softmax: bool
+) -> Float[Tensor, "pos head d_head"]:
+    """Products of change and gradient, whose sums estimate patches; keys of a group lie in their kv head."""
+    if not exact_softmax:
+        x, other = (_held(each, layer, at) for each in (cap, clean))
+        return (other.double() - x.double()) * cap.gradient(layer, at).to(x.device).double()
+    z = cap.z(layer, q=clean.q(layer)) if at == "q" else cap.z(layer, k=clean.k(layer))
+    moved = (z.double() - cap.z(layer).double()) * cap.gradient(layer, "z").to(z.device).double()
+    return moved if at == "q" else moved.unflatten(1, (cap.cfg.n_kv_heads, -1)).flatten(2)
 
 
 def _held(cap: CaptureData, layer: int, at: str) -> Float[Tensor, "pos head d_head"]:

@@ -92,6 +92,24 @@ ATTRIBUTION_PATCHING: dict[str, Variable] = {
     )
 }
 
+_INTEGRATED = "arXiv:1703.01365, arXiv:2403.17806"
+INTEGRATED_GRADIENTS: dict[str, Variable] = {
+    "effect": Variable(
+        ("position",),
+        "metric",
+        "what the embedding at this position is worth, against the corrupted one or zero",
+        "(x − x′) · ∫₀¹ ∂m/∂x (x′ + α (x − x′)) dα",
+        _INTEGRATED,
+    ),
+    "effect_by_head": Variable(
+        _HEAD,
+        "metric",
+        "what the head is worth along the same way of embeddings",
+        "Σ (z − z′) · ∫₀¹ ∂m/∂z dα",
+        _INTEGRATED,
+    ),
+}
+
 KNOCK_OUT_SWEEP: dict[str, Variable] = {
     "metric": Variable(_HEAD, "metric", "the metric without this", "m", "arXiv:1905.10650"),
     "change": Variable(

@@ -108,6 +108,7 @@ def causes(model, tokens):
         "top_edges": [(interp.top_edges(cap), {}, {})],
         "top_tokens": [(interp.top_tokens(effects), {}, {})],
         "activation_patching": patched,
+        "integrated_gradients": [(interp.integrated_gradients(model, tokens, metric, steps=2), {}, {})],
         "attribution_patching": estimated,
         "knock_out_sweep": [
             (interp.knock_out_sweep(model, tokens, metric, layers=0), {}, {}),

@@ -24,11 +24,11 @@ def world():
 
 def test_signed_maps_are_white_at_zero_and_show_the_numbers(world):
     cells = world[3].effect_map.sel(layer=1, head=2)
-    for trace, values in (
-        (plots.effect_map(cells).data[0], cells.values),
-        (plots.effect_by_token(world[3]).data[0], world[3].effect_by_key.sum(("layer", "head")).values),
+    for trace, values, depth in (
+        (plots.effect_map(cells).data[0], cells.values, 1),
+        (plots.effect_by_token(world[3]).data[0], world[3].effect_by_key.sum(("layer", "head")).values, 2),
     ):
-        assert trace.zmin == -trace.zmax == pytest.approx(-np.abs(values).max(), rel=1e-5)
+        assert trace.zmin == -trace.zmax == pytest.approx(-depth * np.abs(values).max(), rel=1e-5)
         assert [list(step) for step in trace.colorscale] == theme.DIVERGING_SCALE
         np.testing.assert_allclose(np.asarray(trace.z).ravel()[: values.size], values.ravel(), rtol=1e-5)
 

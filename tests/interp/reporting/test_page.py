@@ -13,12 +13,15 @@ import torch
 
 from hooks import HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig
 from hooks.errors import InputError, OutputError, StageError
+from interp import metrics
+from interp.analyses.causes.attributing import attribution
 from interp.analyses.patterns.windows import attention_pattern
 from interp.analyses.position.distance import positional_bias
 from interp.analyses.position.sinks import first_token_mass
 from interp.analyses.scores.by_stage import stage_ranges
 from interp.captures import capture
 from interp.common.binning import bin_distances
+from interp.common.words import head_name
 from interp.reporting.page import report
 from interp.reporting.sentences import number
 
@@ -292,6 +295,27 @@ def test_a_part_that_is_left_out_says_why(tmp_path):
     page = report(capture(tiny(), tokens, stages=()), tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Left out here, what norm and rotation do to the range" in page
     assert "stages=(" in page[page.index("Left out here") :][:600]
+
+
+def test_what_made_it_say_that_is_there_with_a_gradient_and_only_then(source, tmp_path):
+    tokens = torch.randint(0, 61, (83,), generator=torch.Generator().manual_seed(83))
+    metric = metrics.logit_difference(3, 5)
+    cap = capture(tiny(), tokens, gradient_of=metric)
+    found = report(cap, tmp_path / "causes.html").read_text(encoding="utf-8")
+    effects = attribution(cap)
+    said = " ".join(Page(found).text)
+    assert "What made it say that" in said and metric.name in said and number(cap.gradients.value) in said
+    by_head, by_key = effects.effect.values, effects.effect_by_key.sum(("layer", "head")).values
+    layer, head = np.unravel_index(np.abs(by_head).argmax(), by_head.shape)
+    rows = re.findall(r"<tr><th scope=\"row\"><bdi>(.*?)</bdi></th>(.*?)</tr>", found)
+    cells = {name: re.findall(r"<td>(.*?)</td>", rest) for name, rest in rows}
+    assert cells[head_name(int(layer), int(head))][0] == number(float(by_head[layer, head]))
+    best = int(np.abs(by_key).argmax())
+    assert next(row for row in cells.values() if len(row) == 4)[:2] == [str(best), number(float(by_key[best]))]
+    new = figures(found).keys() - figures(source).keys()
+    assert new == {"causes-heads", "causes-tokens", "causes-map"} and "What made it" not in source
+    drawn = figures(found)
+    assert all(drawn[key] == data for key, data in figures(source).items())  # the other sections are as they were
 
 
 def test_hostile_text_stays_text(tmp_path):
