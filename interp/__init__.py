@@ -15,14 +15,21 @@ if TYPE_CHECKING:
     from interp.analyses.heads.needle_grid import needle_sweep
     from interp.analyses.heads.summary import head_summary, head_table, typical_heads
     from interp.analyses.patterns.covering import coverage
+    from interp.analyses.patterns.scaling import entropy_scaling
+    from interp.analyses.patterns.through_layers import rollout
     from interp.analyses.patterns.windows import attention_map, attention_pattern
     from interp.analyses.position.distance import positional_bias, typical_distance
     from interp.analyses.position.frequencies import frequency_bias
     from interp.analyses.position.losses import loss_by_position
+    from interp.analyses.position.massive import massive_values
     from interp.analyses.position.received import received_by_position
+    from interp.analyses.position.segments import segment_mass
+    from interp.analyses.position.sink_tokens import find_sinks
     from interp.analyses.position.sinks import first_token_mass, sink_rate
+    from interp.analyses.scores.attainment import pair_attainment
     from interp.analyses.scores.bound import score_bound
     from interp.analyses.scores.by_variant import score_ranges
+    from interp.analyses.scores.kv_rounding import kv_precision
     from interp.analyses.scores.layer_bounds import bound_by_distance
     from interp.analyses.scores.precision import precision_cost
     from interp.captures import Capture, capture, open_capture, resume
@@ -44,13 +51,18 @@ _HOME = {
     "capture": "interp.captures",
     "compare": "interp.analyses.heads.comparison",
     "coverage": "interp.analyses.patterns.covering",
+    "entropy_scaling": "interp.analyses.patterns.scaling",
+    "find_sinks": "interp.analyses.position.sink_tokens",
     "first_token_mass": "interp.analyses.position.sinks",
     "frequency_bias": "interp.analyses.position.frequencies",
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
+    "kv_precision": "interp.analyses.scores.kv_rounding",
     "loss_by_position": "interp.analyses.position.losses",
+    "massive_values": "interp.analyses.position.massive",
     "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
+    "pair_attainment": "interp.analyses.scores.attainment",
     "plant_needle": "interp.texts.needles",
     "plots": "interp.plots",
     "positional_bias": "interp.analyses.position.distance",
@@ -61,9 +73,11 @@ _HOME = {
     "repeated_tokens": "interp.texts.repeated",
     "report": "interp.reporting.page",
     "resume": "interp.captures",
+    "rollout": "interp.analyses.patterns.through_layers",
     "score_bound": "interp.analyses.scores.bound",
     "score_quantile": "interp.measure.quantiles",
     "score_ranges": "interp.analyses.scores.by_variant",
+    "segment_mass": "interp.analyses.position.segments",
     "sink_rate": "interp.analyses.position.sinks",
     "standard_text": "interp.texts.texts",
     "typical_distance": "interp.analyses.position.distance",
@@ -82,13 +96,18 @@ __all__ = [
     "capture",
     "compare",
     "coverage",
+    "entropy_scaling",
+    "find_sinks",
     "first_token_mass",
     "frequency_bias",
     "head_summary",
     "head_table",
+    "kv_precision",
     "loss_by_position",
+    "massive_values",
     "needle_sweep",
     "open_capture",
+    "pair_attainment",
     "plant_needle",
     "plots",
     "positional_bias",
@@ -99,9 +118,11 @@ __all__ = [
     "repeated_tokens",
     "report",
     "resume",
+    "rollout",
     "score_bound",
     "score_quantile",
     "score_ranges",
+    "segment_mass",
     "sink_rate",
     "standard_text",
     "typical_distance",

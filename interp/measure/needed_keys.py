@@ -98,7 +98,7 @@ def needed_keys(
             found = _count_fused(q, k, spec, see, shares, near, done)
         else:
             every = [torch.arange(rows.size, device=see.row.device)] * heads
-            empty = tuple(np.zeros((heads, rows.size, x.size)) for x in (shares, near))
+            empty = np.zeros((heads, rows.size, shares.size)), np.zeros((heads, rows.size, near.size))
             found = _sort(q, k, spec, see, shares, near, every, empty, done)
     needed = np.full((heads, shares.size, q.shape[0]), np.nan, dtype=np.float32)
     within = np.zeros((heads, near.size, q.shape[0]), dtype=np.int32)

@@ -13,18 +13,28 @@ from hooks import checks
 from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
 from interp.plots.base import finish
-from interp.plots.counts import coverage
+from interp.plots.counts import coverage, entropy_scaling
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
+from interp.plots.features import massive_values, pair_attainment
 from interp.plots.loss import loss_by_position
 from interp.plots.maps import attention_window, head_scores, pooled_map
 from interp.plots.needle import needle_grid
 from interp.plots.pairs import frequency_pairs
-from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
+from interp.plots.parts import find_sinks, segment_mass
+from interp.plots.profiles import (
+    bound_by_distance,
+    kv_precision,
+    precision_cost,
+    received_by_position,
+    relativity_error,
+    sink_rate,
+)
 from interp.plots.ranges import score_ranges
 from interp.plots.reduced import binned_by_distance, binned_by_position, thinned, with_share_used
 from interp.plots.several import OWN, averaged, averaged_array, check_once, refuse_added
 from interp.plots.tables import ranking
+from interp.plots.through_layers import rollout
 from interp.plots.training import watched_scores
 from interp.plots.variables import one_head, show_variable
 
@@ -91,16 +101,23 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     ),
     "compare": _means(comparison, _COMPARED),
     "coverage": _means(coverage),
+    "entropy_scaling": _means(entropy_scaling),
+    "find_sinks": _alone(find_sinks),
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
+    "kv_precision": _means(kv_precision),
     "loss_by_position": _means(loss_by_position),
+    "massive_values": _means(massive_values),
     "needle_sweep": _means(needle_grid),
+    "pair_attainment": _means(pair_attainment),
     "positional_bias": _statistics,
     "precision_cost": _means(precision_cost),
     "ranked": _alone(ranking, _COMPARED),
     "received_by_position": _means(received_by_position),
     "relativity_error": _means(relativity_error),
+    "rollout": _means(rollout),
     "score_ranges": _alone(score_ranges),
+    "segment_mass": _means(segment_mass),
     "sink_rate": _means(sink_rate),
     "top_keys": _alone(ranking),
     "typical_heads": _alone(ranking),
