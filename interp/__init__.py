@@ -8,7 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp import plots
+    from interp import metrics, plots
+    from interp.analyses.causes.attributing import attribution, top_edges, top_tokens
+    from interp.analyses.causes.direct import direct_logit_attribution
+    from interp.analyses.causes.patching import activation_patching, attribution_patching, knock_out_sweep
     from interp.analyses.counterfactual.relativity import relativity_error
     from interp.analyses.counterfactual.what_if import what_if_rope
     from interp.analyses.heads.comparison import compare, ranked
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
     from interp.analyses.scores.kv_rounding import kv_precision
     from interp.analyses.scores.layer_bounds import bound_by_distance
     from interp.analyses.scores.precision import precision_cost
+    from interp.auditing.auditing import audit
     from interp.captures import Capture, capture, open_capture, resume
+    from interp.corpus.corpora import Corpus, open_corpus
+    from interp.corpus.measuring import measure_corpus
     from interp.measure.quantiles import score_quantile
     from interp.measure.statistics import attention_statistics
     from interp.reporting.page import report
@@ -43,25 +49,35 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Capture": "interp.captures",
+    "Corpus": "interp.corpus.corpora",
     "ScoreWatch": "interp.training.watching",
+    "activation_patching": "interp.analyses.causes.patching",
     "attention_map": "interp.analyses.patterns.windows",
     "attention_pattern": "interp.analyses.patterns.windows",
     "attention_statistics": "interp.measure.statistics",
+    "audit": "interp.auditing.auditing",
+    "attribution": "interp.analyses.causes.attributing",
+    "attribution_patching": "interp.analyses.causes.patching",
     "bound_by_distance": "interp.analyses.scores.layer_bounds",
     "capture": "interp.captures",
     "compare": "interp.analyses.heads.comparison",
     "coverage": "interp.analyses.patterns.covering",
+    "direct_logit_attribution": "interp.analyses.causes.direct",
     "entropy_scaling": "interp.analyses.patterns.scaling",
     "find_sinks": "interp.analyses.position.sink_tokens",
     "first_token_mass": "interp.analyses.position.sinks",
     "frequency_bias": "interp.analyses.position.frequencies",
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
+    "knock_out_sweep": "interp.analyses.causes.patching",
     "kv_precision": "interp.analyses.scores.kv_rounding",
     "loss_by_position": "interp.analyses.position.losses",
     "massive_values": "interp.analyses.position.massive",
+    "measure_corpus": "interp.corpus.measuring",
+    "metrics": "interp.metrics",
     "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
+    "open_corpus": "interp.corpus.corpora",
     "pair_attainment": "interp.analyses.scores.attainment",
     "plant_needle": "interp.texts.needles",
     "plots": "interp.plots",
@@ -80,6 +96,8 @@ _HOME = {
     "segment_mass": "interp.analyses.position.segments",
     "sink_rate": "interp.analyses.position.sinks",
     "standard_text": "interp.texts.texts",
+    "top_edges": "interp.analyses.causes.attributing",
+    "top_tokens": "interp.analyses.causes.attributing",
     "typical_distance": "interp.analyses.position.distance",
     "typical_heads": "interp.analyses.heads.summary",
     "watch_scores": "interp.training.watching",
@@ -88,25 +106,35 @@ _HOME = {
 
 __all__ = [
     "Capture",
+    "Corpus",
     "ScoreWatch",
+    "activation_patching",
     "attention_map",
     "attention_pattern",
     "attention_statistics",
+    "attribution",
+    "attribution_patching",
+    "audit",
     "bound_by_distance",
     "capture",
     "compare",
     "coverage",
+    "direct_logit_attribution",
     "entropy_scaling",
     "find_sinks",
     "first_token_mass",
     "frequency_bias",
     "head_summary",
     "head_table",
+    "knock_out_sweep",
     "kv_precision",
     "loss_by_position",
     "massive_values",
+    "measure_corpus",
+    "metrics",
     "needle_sweep",
     "open_capture",
+    "open_corpus",
     "pair_attainment",
     "plant_needle",
     "plots",
@@ -125,6 +153,8 @@ __all__ = [
     "segment_mass",
     "sink_rate",
     "standard_text",
+    "top_edges",
+    "top_tokens",
     "typical_distance",
     "typical_heads",
     "watch_scores",

@@ -15,7 +15,8 @@ _MOST_TOKENS = 8192
 _MOST_HEADS = 64
 _MOST_PIXELS = 2048  # along a side of a window
 
-View = Literal["pattern", "score", "value", "difference"]
+View = Literal["pattern", "score", "value", "difference", "attribution"]
+SIGNED: tuple[View, ...] = ("difference", "attribution")  # views whose extreme is the cell farthest from 0
 Steps = Literal["no_norm", "no_rope", "swapped_order"]
 _ROPE_NUMBERS = (
     "rope_theta",
@@ -171,6 +172,10 @@ def _picture(asked: Mapping, *, several: bool) -> tuple[Picture, tuple[tuple[int
     variant = read_variant(asked.get("variant"))
     if view == "difference" and variant is None:
         raise InputError("view='difference' compares a variant with the run: give a variant")
+    if view == "attribution" and variant is not None:
+        raise InputError(
+            "view='attribution' is of the model as it ran, where its gradient was taken: leave variant out"
+        )
     if not several:
         layer, head = (checks.whole(name, asked.get(name), at_least=0) for name in ("layer", "head"))
         return Picture(layer, head, view, variant), ((layer, head),)

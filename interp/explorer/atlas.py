@@ -33,7 +33,7 @@ class Atlas:
         """The picture, whose layer and head are there.
 
         Raises:
-            StageError: the layer was not captured.
+            StageError: the layer was not captured, or no gradient for its effects.
             PositionError: the layer has no such head.
         """
         if picture.layer not in self.cap.layers:
@@ -67,6 +67,15 @@ class Atlas:
         """
         return self.cache.get(("weight", layer, head), partial(self._weight, layer, head), lambda x: x.numel() * 4)
 
+    def effect(self, layer: int, head: int) -> tuple[Tensor, Tensor]:
+        """g_i = ∂m/∂z_i of each query and v_j of each key: ``p_ij (g_i · v_j)`` is what the pair did to the metric m.
+
+        Raises:
+            StageError: the capture holds no gradients, or no values.
+        """
+        size = lambda held: sum(x.numel() * x.element_size() for x in held)  # noqa: E731
+        return self.cache.get(("effect", layer, head), partial(self._effect, layer, head), size)
+
     def drawn(self, picture: Picture) -> list[Drawn]:
         """The sides of a picture."""
         layer, head, variant = picture.layer, picture.head, picture.variant
@@ -74,7 +83,8 @@ class Atlas:
         if picture.view == "score":
             return [Drawn(side, None)]
         weight = self.weight(layer, head) if picture.view == "value" else None
-        found = [Drawn(side, self.lse(layer, head, variant), weight)]
+        effect = self.effect(layer, head) if picture.view == "attribution" else None
+        found = [Drawn(side, self.lse(layer, head, variant), weight, effect)]
         if picture.view == "difference":
             found.append(Drawn(self.side(layer, head, None), self.lse(layer, head, None), sign=-1.0))
         return found
@@ -134,6 +144,11 @@ class Atlas:
         mine = None if w_o is None else w_o[head : head + 1].cpu()
         return value_norms(own, mine, 1, torch.promote_types(own.dtype, torch.float32))[0].float()
 
+    def _effect(self, layer: int, head: int) -> tuple[Tensor, Tensor]:
+        g, v = self.cap.gradient(layer, "z")[:, head], self.cap.v(layer)
+        own = v[:, head // (self.cap.cfg.n_heads // v.shape[1])]
+        return g.float().cpu().contiguous(), own.float().cpu().contiguous()
+
     def _map(self, picture: Picture) -> Pixels:
         """The pooled map, by a pass over the whole head."""
         whole = Window(self.map_scale, (0, self.n), (0, self.n))
@@ -186,3 +201,8 @@ def held_values(cap: CaptureData, layer: int) -> bool:
     except StageError:
         return False
     return True
+
+
+def held_effects(cap: CaptureData, layer: int) -> bool:
+    """Whether the capture holds what the effects of a layer's pairs are made of."""
+    return cap.gradients is not None and layer in cap.gradients.layers and held_values(cap, layer)

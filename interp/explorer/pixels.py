@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.functional.scores import finish_scores
-from interp.explorer.asking import View, Window
+from interp.explorer.asking import SIGNED, View, Window
 from interp.explorer.variants import Side
 from interp.measure.portable import LARGE_SCORE
 
@@ -25,12 +25,14 @@ class Drawn:
         side: q, k and visibility of the head.
         lse: log-sum-exp of each row, None where scores are drawn.
         weight: what each key counts, [key]; None where every one counts 1.
+        effect: gradient of the metric to z, [query], and the values, [key], whose product each cell counts.
         sign: −1 for the side that is taken off.
     """
 
     side: Side
     lse: Float[Tensor, " query"] | None
     weight: Float[Tensor, " key"] | None = None
+    effect: tuple[Float[Tensor, "query d_value"], Float[Tensor, "key d_value"]] | None = None
     sign: float = 1.0
 
 
@@ -47,7 +49,7 @@ class Pixels:
         return torch.where(self.count > 0, self.total / self.count, torch.nan).float().numpy()
 
     def peaks(self) -> np.ndarray:
-        """Largest of the visible cells (of a difference: the one farthest from 0), NaN where there is none."""
+        """Largest of the visible cells (of a signed view: the one farthest from 0), NaN where there is none."""
         return torch.where(self.count > 0, self.peak, torch.nan).float().numpy()
 
     @property
@@ -100,7 +102,7 @@ def coarser(fine: Pixels, view: View) -> Pixels:
 
     return Pixels(
         pooled(fine.total, 0, lambda x: x.sum(-1)),
-        pooled(fine.peak, -torch.inf if view == "score" else 0, _farthest if view == "difference" else _largest),
+        pooled(fine.peak, -torch.inf if view == "score" else 0, _farthest if view in SIGNED else _largest),
         pooled(fine.count, 0, lambda x: x.sum(-1)).int(),
     )
 
@@ -132,6 +134,9 @@ def cells(drawn: Drawn, rows: slice, keys: slice) -> Float[Tensor, "row key"]:
     values = values.float().exp_()
     if drawn.weight is not None:
         values.mul_(drawn.weight[keys])
+    if drawn.effect is not None:
+        g, v = drawn.effect
+        values.mul_(g[rows] @ v[keys].T)
     return values
 
 
@@ -160,7 +165,7 @@ def _add(found: Pixels, drawn: list[Drawn], view: View, rows: slice, keys: slice
     found.total[at] = _pooled(values, scale, lambda x, axis: x.sum(axis)).double()
     if view == "score" and seen is not None:
         values.masked_fill_(~seen, -torch.inf)
-    if view == "difference":
+    if view in SIGNED:
         ends = [_pooled(x, scale, lambda x, axis: x.amax(axis)) for x in (values, values.neg())]
         found.peak[at] = torch.where(ends[0] >= ends[1], ends[0], -ends[1])
     else:

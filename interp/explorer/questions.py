@@ -17,7 +17,7 @@ from interp.analyses.heads.summary import head_summary
 from interp.common.words import KIND_NAME, visible_text
 from interp.explorer.answers import Answer
 from interp.explorer.asking import TILE, Picture, Question, Window, read_question, top_scale
-from interp.explorer.atlas import Atlas, held_values, rows_of
+from interp.explorer.atlas import Atlas, held_effects, held_values, rows_of
 from interp.tensors.capture_data import CaptureData
 
 _MOST_FOUND = 500
@@ -76,6 +76,7 @@ class Explorer:
                 "steps": [name for name in VARIANTS[1:] if step_variant(cap, layer, name)[0] is not None],
                 "rope": _schedule(cap, layer),
                 "values": held_values(cap, layer),
+                "effects": held_effects(cap, layer),
             }
             for layer in cap.layers
         ]
@@ -104,6 +105,7 @@ class Explorer:
             "start": [int(cap.layers[start[0]]), int(start[1])],
             "has_text": len(cap.str_tokens) == self.atlas.n,
             "source": self.source,
+            "gradient_of": visible_text(cap.gradients.metric, 80) if cap.gradients is not None else "",
         }
         return Answer(said=said)
 
@@ -169,11 +171,12 @@ class Explorer:
         window = Window(1, (query, query + 1), (key, key + 1))
         said: dict[str, Any] = {"distance": int(self.cap.labels[query] - self.cap.labels[key])}
         views = ["score", "pattern"] + ["value"] * held_values(self.cap, picture.layer)
+        effects = held_effects(self.cap, picture.layer)
         sides = {"": picture.variant} | ({"run_": None} if picture.variant is not None else {})
         arrays = {
             f"{name}{view}": self._one(Picture(picture.layer, picture.head, view, variant), window)  # type: ignore[arg-type]
             for name, variant in sides.items()
-            for view in views
+            for view in views + ["attribution"] * (effects and variant is None)
         }
         return Answer(arrays, said)
 

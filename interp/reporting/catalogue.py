@@ -1,5 +1,14 @@
 """Every analysis with the table of its variables, in the order in which one would read them. Imports nothing heavy."""
 
+from interp.analyses.causes.schema import (
+    ACTIVATION_PATCHING,
+    ATTRIBUTION,
+    ATTRIBUTION_PATCHING,
+    DIRECT_LOGIT_ATTRIBUTION,
+    KNOCK_OUT_SWEEP,
+    TOP_EDGES,
+    TOP_TOKENS,
+)
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
 from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, SCORES, TYPICAL_HEADS
 from interp.analyses.patterns.schema import (
@@ -30,6 +39,7 @@ from interp.analyses.scores.schema import (
     SCORE_RANGES,
     STAGE_RANGES,
 )
+from interp.analyses.weights.schema import AUDIT_HEADS, AUDIT_LAYERS, AUDIT_ROTATIONS, AUDIT_SCHEDULES
 from interp.common.schema import Table
 from interp.measure.schema import ATTENTION_STATISTICS, SCORE_QUANTILE
 from interp.training.schema import WATCH_SCORES
@@ -61,10 +71,21 @@ CATALOGUE: dict[str, Table] = {
     "precision_cost": PRECISION_COST,
     "kv_precision": KV_PRECISION,
     "pair_attainment": PAIR_ATTAINMENT,
+    "audit_rotations": AUDIT_ROTATIONS,
+    "audit_schedules": AUDIT_SCHEDULES,
+    "audit_layers": AUDIT_LAYERS,
+    "audit_heads": AUDIT_HEADS,
     "watch_scores": WATCH_SCORES,
     "head_summary": SCORES,
     "typical_heads": TYPICAL_HEADS,
     "needle_sweep": NEEDLE_SWEEP,
+    "attribution": ATTRIBUTION,
+    "top_edges": TOP_EDGES,
+    "top_tokens": TOP_TOKENS,
+    "attribution_patching": ATTRIBUTION_PATCHING,
+    "activation_patching": ACTIVATION_PATCHING,
+    "knock_out_sweep": KNOCK_OUT_SWEEP,
+    "direct_logit_attribution": DIRECT_LOGIT_ATTRIBUTION,
     "compare": COMPARE,
     "ranked": RANKED,
 }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_hooked import random_tokens, tiny_model
 
+from interp import metrics
 from interp.captures import capture
 from interp.explorer.page import joined, page_file
 from interp.explorer.questions import Explorer
@@ -228,9 +229,11 @@ def test_a_click_pins_a_pair_and_the_text_says_what_it_attends_to(browser, serve
 
 def test_search_finds_the_text_and_steps_through_it(browser, server):
     with opened(browser, server) as page:
+        before = page.locator(".rx-map").bounding_box()
         page.fill("input[type=search]", "NEEDLE here")
         page.keyboard.press("Enter")
         drawn(page)
+        assert page.locator(".rx-map").bounding_box() == before  # the bar does not wrap, so the map stays where it is
         assert page.inner_text(".rx-count") == "1 of 1" and int(state(page)["q"]) == 334
         page.fill("input[type=search]", "w12")
         page.keyboard.press("Enter")
@@ -243,6 +246,29 @@ def test_search_finds_the_text_and_steps_through_it(browser, server):
         page.keyboard.press("Enter")
         drawn(page)
         assert page.inner_text(".rx-count") == "not found"
+
+
+def test_effects_on_a_metric_are_drawn_where_a_gradient_was_captured(browser, server):
+    with opened(browser, server, "#h=1.2&v=attribution") as page:  # an address of a view that this capture lacks
+        assert "v" not in state(page) and not page.locator("text=Attribution").count()
+    cap = capture(tiny_model(), random_tokens(300), gradient_of=metrics.logit_difference(3, 7))
+    with served(cap) as other, opened(browser, other, "#h=0.2") as page:
+        page.click("text=Attribution")
+        drawn(page)
+        page.click(".rx-map", position={"x": 250, "y": 400})
+        drawn(page)
+        assert state(page)["v"] == "attribution"
+        assert f"effect, to first order, on {cap.gradients.metric}" in page.inner_text(".rx-legend")
+        query, key = (int(state(page)[name]) for name in "qk")
+        asked = {"kind": "cell", "layer": 0, "head": 2, "query": query, "key": key}
+        said = page.inner_text("dt:text-is('effect') + dd").replace("−", "-").replace("·10", "e")
+        said = float(said.translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")))
+        assert said != 0 and said == pytest.approx(Explorer(cap).ask(asked).arrays["attribution"], rel=0.06)
+        page.click("summary:has-text('What if')")
+        page.select_option("select[data-role=kind]", "steps:no_rope")
+        page.click(".rx-primary")
+        drawn(page)
+        assert "v" not in state(page) and page.is_disabled("text=Attribution")
 
 
 def test_another_schedule_changes_the_tile_and_its_difference_is_shown(browser, server):

@@ -11,6 +11,7 @@ from torch import Tensor
 from hooks import checks
 from hooks.errors import StageError
 from hooks.functional.float64 import float64_device
+from interp.analyses.position.frequencies import pairs_of
 from interp.analyses.position.schema import MASSIVE_VALUES
 from interp.common.finite import check_finite
 from interp.common.labels import labelled, result_of
@@ -22,7 +23,7 @@ from interp.tensors.selection import asked_layers
 FACTOR = 5.0
 
 
-def massivevalues_if_held(
+def massive_values(
     cap: CaptureData, factor: float = FACTOR, *, layers: int | Sequence[int] | None = None
 ) -> xr.Dataset:
     """Which features of q, k and v are massive: far larger over the whole text than the head's features on average.
@@ -98,8 +99,10 @@ def _norms(x: Float[Tensor, "pos any_head d_head"]) -> np.ndarray:
 
 def _pair_of_feature(cap: CaptureData, layer: int) -> np.ndarray:
     """Number of the pair that each feature turns in, −1 for those that do not turn."""
-    out, inv_freq, rope = np.full(cap.q(layer).shape[-1], -1), cap.constants(layer).inv_freq, cap.cfg.rope_for(layer)
-    if inv_freq is not None and rope is not None:
-        pairs = np.arange(inv_freq.numel())
-        out[: 2 * len(pairs)] = np.repeat(pairs, 2) if rope.interleaved else np.tile(pairs, 2)
+    out = np.full(cap.q(layer).shape[-1], -1)
+    try:
+        features = pairs_of(cap, layer).features.numpy()
+    except StageError:  # it does not rotate, or nobody knows how
+        return out
+    out[features] = np.arange(len(features))[:, None]
     return out

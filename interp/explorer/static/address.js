@@ -1,5 +1,5 @@
 /* Every view has an address: what is looked at, as a short text and back. */
-export const VIEWS = ["pattern", "score", "value", "difference"];
+export const VIEWS = ["pattern", "score", "value", "difference", "attribution"];
 const ROPE_FIELDS = new Set([
   "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "max_position_embeddings",
   "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor",
@@ -69,5 +69,6 @@ export function readAddress(text, facts) {
   const place = (said.at ?? "").split(",").map(Number);
   if (place.length === 3 && place.every(Number.isFinite) && place[2] > 0) [found.x, found.y, found.z] = place;
   if (found.view === "difference" && !found.variant) found.view = undefined;
+  if (found.view === "attribution" && (found.variant || !facts.gradient_of)) found.view = undefined;
   return Object.fromEntries(Object.entries(found).filter(([, value]) => value !== undefined));
 }

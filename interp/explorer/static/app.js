@@ -58,7 +58,8 @@ export class App {
 
   #build() {
     const { facts, state } = this, many = facts.layers.some((layer) => layer.values);
-    const views = VIEWS.filter((view) => view !== "value" || many).map((view) => [view, { pattern: "Pattern", score: "Score", value: "Value-weighted", difference: "Difference" }[view], viewWords(view)]);
+    const there = { value: many, attribution: facts.gradient_of !== "" };
+    const views = VIEWS.filter((view) => there[view] !== false).map((view) => [view, { pattern: "Pattern", score: "Score", value: "Value-weighted", difference: "Difference", attribution: "Attribution" }[view], viewWords(view, facts.gradient_of)]);
     this.views = segmented("What is drawn", views, state.view, (view) => this.chooseView(view));
     this.pools = segmented("A pixel is", [["mean", "Mean", "the mean of the pairs that a pixel covers"], ["max", "Max", "the largest of them"]], state.pool, (pool) => this.set({ pool }));
     this.scales = segmented("Colours", [["log", "Log", "colours by the logarithm"], ["linear", "Linear", "colours by the value"]], state.scale, (scale) => this.set({ scale }));
@@ -134,6 +135,7 @@ export class App {
   set(change) {
     Object.assign(this.state, change);
     if (this.state.view === "difference" && !this.state.variant) this.state.view = "pattern";
+    if (this.state.view === "attribution" && this.state.variant) this.state.view = "pattern"; // the gradient is of the run
     return this.#changed();
   }
 
@@ -141,7 +143,7 @@ export class App {
     const { state } = this;
     if (this.panes.map((pane) => pane.head.join(".")).join() !== state.heads.map((head) => head.join(".")).join()) this.#panes();
     this.views.press(state.view);
-    for (const button of this.views.buttons) button.disabled = button.dataset.value === "difference" && !state.variant;
+    for (const button of this.views.buttons) button.disabled = { difference: !state.variant, attribution: state.variant !== null }[button.dataset.value] ?? false;
     this.pools.press(state.pool);
     this.scales.press(state.scale);
     for (const button of this.scales.buttons) button.disabled = state.view === "score" && button.dataset.value === "log";

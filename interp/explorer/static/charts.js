@@ -1,8 +1,9 @@
 /* What is in view as two small figures: mean by distance, and a histogram. */
+import { isSigned } from "./colours.js";
 import { el, svg } from "./dom.js";
-import { grouped, niceStep, powerOfTen, shown } from "./numbers.js";
+import { grouped, powerOfTen, roundUp, shown } from "./numbers.js";
 
-const WIDTH = 300, HEIGHT = 156, LEFT = 44, BOTTOM = 32, TOP = 8, RIGHT = 8;
+const WIDTH = 300, HEIGHT = 156, LEFT = 52, BOTTOM = 32, TOP = 8, RIGHT = 8;
 
 /* Positions along an axis, and its ticks as [place, text]. */
 function axisOf(low, high, from, to, log) {
@@ -13,7 +14,7 @@ function axisOf(low, high, from, to, log) {
     const step = Math.max(1, Math.ceil((high - low) / 5));
     for (let e = Math.ceil(low - 1e-9); e <= high + 1e-9; e += step) ticks.push([place(e), powerOfTen(e)]);
   } else {
-    const fine = (high - low) / 4, step = fine >= 1 ? niceStep(fine) : 10 ** Math.floor(Math.log10(fine));
+    const step = roundUp((high - low) / 4);
     for (let x = Math.ceil(low / step - 1e-9) * step; x <= high + step * 1e-9; x += step) ticks.push([place(x), Math.abs(x) < step / 1e6 ? "0" : Math.abs(x) >= 1000 ? grouped(x) : shown(x)]);
     while (ticks.length > 6) ticks.splice(1, ticks.length - 2, ...ticks.slice(1, -1).filter((_, i) => i % 2));
   }
@@ -53,7 +54,7 @@ export class Charts {
   }
 
   #drawCurve({ distance, curve }) {
-    const { state } = this.app, signed = state.view === "score" || state.view === "difference", points = [];
+    const { state } = this.app, signed = isSigned(state.view), points = [];
     for (let i = 0; i < curve.length; i++) {
       const [d, v] = [Math.abs(distance[i]), curve[i]];
       if (!signed && !(v > 0)) continue;

@@ -36,13 +36,14 @@ function packedOf(theme, name) {
   return packedScales.get(key);
 }
 
-export const isSigned = (view) => view === "score" || view === "difference";
+const awayFromZero = (view) => view === "difference" || view === "attribution";
+export const isSigned = (view) => view === "score" || awayFromZero(view);
 
 /* What the colours span: `top` is the value at the end of the scale, and `decades` how far a logarithm goes below it. */
 export function spanOf(view, how, n, largest) {
   const decades = Math.max(3, Math.ceil(Math.log10(n)) + 1);
   const most = roundUp(largest || 1), top = view !== "pattern" ? most : how === "log" ? 1 : Math.min(most, 1);
-  return { view, how: view === "score" ? "linear" : how, top, decades: view === "difference" ? 4 : decades };
+  return { view, how: view === "score" ? "linear" : how, top, decades: awayFromZero(view) ? 4 : decades };
 }
 export const spanKey = (span) => `${span.view} ${span.how} ${span.top} ${span.decades}`;
 
@@ -91,13 +92,15 @@ export function paintPixels(values, [height, width], span, theme) {
 
 const VIEW_WORDS = {
   pattern: "attention", score: "score", value: "attention × ‖v W_O‖", difference: "change of attention",
+  attribution: "effect, to first order, on",
 };
-export const viewWords = (view) => VIEW_WORDS[view];
+/* What a view shows, in words; an effect is one on a metric. */
+export const viewWords = (view, metric) => (view === "attribution" ? `${VIEW_WORDS[view]} ${metric}` : VIEW_WORDS[view]);
 
 /* What the legend says: ticks as [place, text], and one line on scale and pooling. */
-export function legendOf(span, pool, cells) {
+export function legendOf(span, pool, cells, metric) {
   const { view, how, top, decades } = span, ticks = [];
-  if (how === "log" && view !== "difference") {
+  if (how === "log" && !awayFromZero(view)) {
     const end = Math.log10(top), step = decades > 4 ? 2 : 1;
     for (let down = 0; down <= decades; down += step) {
       const whole = Math.abs(end - Math.round(end)) < 1e-9;
@@ -106,10 +109,10 @@ export function legendOf(span, pool, cells) {
   } else if (isSigned(view)) {
     ticks.push([0, shown(-top, 2)], [0.5, "0"], [1, shown(top, 2)]);
   } else ticks.push([0, "0"], [0.5, shown(top / 2, 2)], [1, shown(top, 2)]);
-  const kinds = how === "log" ? (view === "difference" ? `logarithmic away from 0, from ${shown(top * 10 ** -decades, 1)}` : "logarithmic") : "linear";
-  const extreme = view === "difference" ? "the cell farthest from 0" : "the largest cell";
+  const kinds = how === "log" ? (awayFromZero(view) ? `logarithmic away from 0, from ${shown(top * 10 ** -decades, 1)}` : "logarithmic") : "linear";
+  const extreme = awayFromZero(view) ? "the cell farthest from 0" : "the largest cell";
   const each = cells === 1 ? "1 pixel is 1 pair: exact" : `1 pixel is ${cells} × ${cells} pairs: ${pool === "mean" ? "their mean" : extreme}, exact`;
-  return { ticks, line: `${VIEW_WORDS[view]}, ${kinds}`, each };
+  return { ticks, line: `${viewWords(view, metric)}, ${kinds}`, each };
 }
 
 export function gradient(span, theme) {

@@ -61,7 +61,7 @@ export function pictureOf(app) {
 }
 
 function captionOf(app) {
-  const { state, facts } = app, legend = legendOf(app.span, state.pool, app.panes[0].scale);
+  const { state, facts } = app, legend = legendOf(app.span, state.pool, app.panes[0].scale, facts.gradient_of);
   const variant = state.variant ? `, ${variantText(state.variant)}` : "";
   return `${facts.model}, ${state.heads.map(([l, h]) => headName(l, h)).join(" and ")}${variant}: ${legend.line}; ${legend.each}`;
 }

@@ -21,7 +21,7 @@ export class Legend {
     const key = `${spanKey(app.span)} ${state.pool} ${scale} ${app.theme} ${ready}`;
     if (this.key === key) return;
     this.key = key;
-    const { ticks, line, each } = legendOf(app.span, state.pool, scale);
+    const { ticks, line, each } = legendOf(app.span, state.pool, scale, app.facts.gradient_of);
     this.bar.style.background = gradient(app.span, app.theme);
     this.ticks.replaceChildren(...ticks.map(([place, text]) => {
       const tick = el("span", {}, text);
@@ -110,6 +110,7 @@ export class Readout {
     const was = (name) => (arrays[`run_${name}`] ? ` (as it ran ${shown(arrays[`run_${name}`][0])})` : "");
     const found = [["attention", shown(arrays.pattern[0]) + was("pattern")], ["score", shown(arrays.score[0]) + was("score")]];
     if (arrays.value) found.push(["× ‖v W_O‖", shown(arrays.value[0]) + was("value")]);
+    if (arrays.attribution) found.push(["effect", shown(arrays.attribution[0])]);
     found.push(["distance", grouped(said.distance)]);
     return found;
   }

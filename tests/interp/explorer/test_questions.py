@@ -11,7 +11,7 @@ from tiny_hooked import random_tokens, tiny_model
 
 from hooks import HookedTransformer, QKNormConfig, RopeConfig
 from hooks.errors import ConfigError, InputError, PositionError, RopescopeError, StageError
-from interp import standard_text
+from interp import metrics, standard_text
 from interp.captures import capture
 from interp.explorer import atlas as atlas_module
 from interp.explorer.answers import Answer, unpack
@@ -155,6 +155,45 @@ def test_a_difference_is_that_of_both_patterns_and_its_extreme_the_farthest(scal
     np.testing.assert_allclose(tiles(explorer, asked, scale, "mean"), pooled(difference, scale, mean), atol=1e-5)
     got, want = tiles(explorer, asked, scale, "max"), pooled(difference, scale, farthest)
     np.testing.assert_allclose(np.abs(got), np.abs(want), rtol=2e-5, atol=1e-5)
+
+
+def moved(changes, n=601):
+    """An explorer of a tiny capture with gradients."""
+    return Explorer(capture(tiny_model(**changes), random_tokens(n), gradient_of=metrics.logit_difference(3, 7)))
+
+
+@pytest.mark.parametrize("name", ["plain", "sliding", "sinks", "softcap", "many"])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_an_effect_is_the_pattern_times_its_own_gradient_and_its_extreme_the_farthest(name, scale):
+    explorer = moved(VARIANTS[name])
+    cap, head = explorer.cap, 3
+    pattern = torch.from_numpy(np.nan_to_num(dense(cap, 1, head))).requires_grad_()
+    v = cap.v(1)[:, head // (cap.cfg.n_heads // cap.cfg.n_kv_heads)].double()
+    # m to first order in z of this head: the gradient of the pattern is that of g · z.
+    ((pattern @ v) * cap.gradient(1, "z")[:, head].double()).sum().backward()
+    effects = np.where(np.isnan(dense(cap, 1, head)), np.nan, (pattern * pattern.grad).detach().numpy())
+    top, asked = np.nanmax(np.abs(effects)), {"layer": 1, "head": head, "view": "attribution"}
+    np.testing.assert_allclose(tiles(explorer, asked, scale, "mean"), pooled(effects, scale, mean), atol=1e-5 * top)
+    got, want = tiles(explorer, asked, scale, "max"), pooled(effects, scale, farthest)
+    np.testing.assert_allclose(np.abs(got), np.abs(want), rtol=2e-5, atol=1e-5 * top)
+    if scale == 1:
+        row = explorer.ask({"kind": "row", "heads": [[1, head]], "view": "attribution", "query": 400}).arrays["values"]
+        np.testing.assert_allclose(row, effects[400], atol=1e-5 * top)
+        cell = explorer.ask({"kind": "cell", "layer": 1, "head": head, "query": 600, "key": 590}).arrays
+        np.testing.assert_allclose(cell["attribution"], effects[600, 590], atol=1e-5 * top)
+
+
+def test_effects_are_of_the_run_and_only_where_a_gradient_was_captured():
+    explorer = moved({}, n=40)
+    assert explorer.ask({"kind": "overview"}).said["gradient_of"].startswith("logit")
+    asked = {**TILE_ASKED, "view": "attribution"}
+    with pytest.raises(InputError, match="leave variant out"):
+        explorer.ask({**asked, "variant": {"stage": "pre_rope"}})
+    plain = made("plain", 40)
+    assert plain.ask({"kind": "overview"}).said["gradient_of"] == ""
+    assert "attribution" not in plain.ask({"kind": "cell", "layer": 0, "head": 0, "query": 3, "key": 1}).arrays
+    with pytest.raises(StageError, match="no gradients"):
+        plain.ask(asked)
 
 
 def turned(x, base, positions):

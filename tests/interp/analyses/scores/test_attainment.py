@@ -12,9 +12,10 @@ from hooks import RopeConfig
 from hooks.errors import StageError
 
 SLIDING = {"layer_types": ("sliding_attention", "full_attention"), "window_size": 7}
+INTERLEAVED = {"rope": RopeConfig(rope_theta=1e4, interleaved=True)}
 
 
-@pytest.mark.parametrize("changes", [SLIDING, {"n_key_value_heads": 1}, {"rope": RopeConfig(interleaved=True)}])
+@pytest.mark.parametrize("changes", [SLIDING, {"n_key_value_heads": 1}, INTERLEAVED])
 @pytest.mark.parametrize("n", [2, 3, 71])
 def test_the_largest_is_that_of_all_visible_products(changes, n):
     cap = interp.capture(tiny_model(**changes), random_tokens(n)[0])
@@ -26,7 +27,7 @@ def test_the_largest_is_that_of_all_visible_products(changes, n):
         for head in range(cap.cfg.n_heads):
             own = k[:, head // (q.shape[1] // k.shape[1])]
             for pair in range(half):
-                at = [2 * pair, 2 * pair + 1] if cap.cfg.rope.interleaved else [pair, pair + half]
+                at = [2 * pair, 2 * pair + 1] if cap.cfg.rope_for(layer).interleaved else [pair, pair + half]
                 a, b = q[:, head, at], own[:, at]
                 here = found.sel(layer=layer, head=head, pair=pair)
                 largest = float((a @ b.T * spec.scale)[seen].max())
