@@ -105,6 +105,13 @@ def _ranges(result: xr.Dataset, **options: Any) -> go.Figure:
     return _alone(score_ranges)(result, **options)
 
 
+def _sinks(result: xr.Dataset, **options: Any) -> go.Figure:
+    """The tokens that are sinks; of many texts, which share no tokens, how many and how much in each head."""
+    if "sink_score" not in result and "sinks" in result:
+        return _means(head_scores)(result, **({"title": "Attention sinks at any position"} | options))
+    return _alone(find_sinks)(result, **options)
+
+
 def _direct(result: xr.Dataset, **options: Any) -> go.Figure:
     """What each head adds to the logit, summed over the keys that it reads."""
     mean = averaged(result)
@@ -134,7 +141,7 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "coverage": _means(coverage),
     "direct_logit_attribution": _direct,
     "entropy_scaling": _means(entropy_scaling),
-    "find_sinks": _alone(find_sinks),
+    "find_sinks": _sinks,
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
     "knock_out_sweep": _means(patched),
