@@ -20,14 +20,21 @@ if TYPE_CHECKING:
     from interp.analyses.heads.needle_grid import needle_sweep
     from interp.analyses.heads.summary import head_summary, head_table, typical_heads
     from interp.analyses.patterns.covering import coverage
+    from interp.analyses.patterns.scaling import entropy_scaling
+    from interp.analyses.patterns.through_layers import rollout
     from interp.analyses.patterns.windows import attention_map, attention_pattern
     from interp.analyses.position.distance import positional_bias, typical_distance
     from interp.analyses.position.frequencies import frequency_bias
     from interp.analyses.position.losses import loss_by_position
+    from interp.analyses.position.massive import massive_values
     from interp.analyses.position.received import received_by_position
+    from interp.analyses.position.segments import segment_mass
+    from interp.analyses.position.sink_tokens import find_sinks
     from interp.analyses.position.sinks import first_token_mass, sink_rate
+    from interp.analyses.scores.attainment import pair_attainment
     from interp.analyses.scores.bound import score_bound
     from interp.analyses.scores.by_variant import score_ranges
+    from interp.analyses.scores.kv_rounding import kv_precision
     from interp.analyses.scores.layer_bounds import bound_by_distance
     from interp.analyses.scores.precision import precision_cost
     from interp.auditing.auditing import audit
@@ -58,18 +65,23 @@ _HOME = {
     "compare": "interp.analyses.heads.comparison",
     "coverage": "interp.analyses.patterns.covering",
     "direct_logit_attribution": "interp.analyses.causes.direct",
+    "entropy_scaling": "interp.analyses.patterns.scaling",
+    "find_sinks": "interp.analyses.position.sink_tokens",
     "first_token_mass": "interp.analyses.position.sinks",
     "frequency_bias": "interp.analyses.position.frequencies",
     "head_summary": "interp.analyses.heads.summary",
     "head_table": "interp.analyses.heads.summary",
     "integrated_gradients": "interp.analyses.causes.integrated",
     "knock_out_sweep": "interp.analyses.causes.patching",
+    "kv_precision": "interp.analyses.scores.kv_rounding",
     "loss_by_position": "interp.analyses.position.losses",
+    "massive_values": "interp.analyses.position.massive",
     "measure_corpus": "interp.corpus.measuring",
     "metrics": "interp.metrics",
     "needle_sweep": "interp.analyses.heads.needle_grid",
     "open_capture": "interp.captures",
     "open_corpus": "interp.corpus.corpora",
+    "pair_attainment": "interp.analyses.scores.attainment",
     "plant_needle": "interp.texts.needles",
     "plots": "interp.plots",
     "positional_bias": "interp.analyses.position.distance",
@@ -81,9 +93,11 @@ _HOME = {
     "report": "interp.reporting.page",
     "resume": "interp.captures",
     "retrieval_score": "interp.analyses.heads.answering",
+    "rollout": "interp.analyses.patterns.through_layers",
     "score_bound": "interp.analyses.scores.bound",
     "score_quantile": "interp.measure.quantiles",
     "score_ranges": "interp.analyses.scores.by_variant",
+    "segment_mass": "interp.analyses.position.segments",
     "sink_rate": "interp.analyses.position.sinks",
     "standard_text": "interp.texts.texts",
     "top_edges": "interp.analyses.causes.attributing",
@@ -110,18 +124,23 @@ __all__ = [
     "compare",
     "coverage",
     "direct_logit_attribution",
+    "entropy_scaling",
+    "find_sinks",
     "first_token_mass",
     "frequency_bias",
     "head_summary",
     "head_table",
     "integrated_gradients",
     "knock_out_sweep",
+    "kv_precision",
     "loss_by_position",
+    "massive_values",
     "measure_corpus",
     "metrics",
     "needle_sweep",
     "open_capture",
     "open_corpus",
+    "pair_attainment",
     "plant_needle",
     "plots",
     "positional_bias",
@@ -133,9 +152,11 @@ __all__ = [
     "report",
     "resume",
     "retrieval_score",
+    "rollout",
     "score_bound",
     "score_quantile",
     "score_ranges",
+    "segment_mass",
     "sink_rate",
     "standard_text",
     "top_edges",

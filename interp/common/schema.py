@@ -97,6 +97,13 @@ COORDINATES: dict[str, dict[str, str]] = {
     "pair": {"units": "", "description": "frequency pair, from the fastest to the slowest"},
     "shift": {"units": "token", "description": "added to every position"},
     "q": {"units": "1", "description": "share of the scores below"},
+    "query_segment": {"units": "", "description": "part of the text whose queries are meant"},
+    "key_segment": {"units": "", "description": "part of the text whose keys are meant"},
+    "sink": {"units": "", "description": "index of the token"},
+    "token": {"units": "", "description": "the token as a string"},
+    "kv_head_of": {"units": "", "description": "kv head that the query head reads"},
+    "grouping": {"units": "", "description": "what shares a scale: a channel over all tokens, or a token"},
+    "feature": {"units": "", "description": "feature of a head's q and k"},
     "level": {"units": "1", "description": "share of a query's attention"},
     "gap": {"units": "score", "description": "distance below the query's largest score"},
 }

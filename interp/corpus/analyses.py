@@ -8,6 +8,7 @@ from hooks.errors import InputError
 from interp.corpus.heads import HEAD_SUMMARY, RANGES, SINKS
 from interp.corpus.kept import Kept
 from interp.corpus.places import BIAS, LOSS, RECEIVED
+from interp.corpus.spread import ANY_SINKS, COVERED, SCALING
 from interp.reporting.catalogue import CATALOGUE
 
 DEFAULT = ("head_summary", "positional_bias")
@@ -18,6 +19,9 @@ ANALYSES: dict[str, Kept] = {
     "sink_rate": SINKS,
     "score_ranges": RANGES,
     "loss_by_position": LOSS,
+    "coverage": COVERED,
+    "entropy_scaling": SCALING,
+    "find_sinks": ANY_SINKS,
 }
 
 

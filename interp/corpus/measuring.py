@@ -95,7 +95,8 @@ def measure_corpus(
         path: where results go, made if it is not there: a directory, a URL that fsspec knows, or a zarr store. With
             workers on other machines, one that they see under the same name.
         n_tokens: the most tokens of a text to read; a shorter one is read to its end.
-        analyses: head_summary, positional_bias, received_by_position, sink_rate, score_ranges, loss_by_position.
+        analyses: head_summary, positional_bias, received_by_position, sink_rate, score_ranges, loss_by_position,
+            coverage, entropy_scaling, find_sinks.
         layers: which layers to measure; None is all.
         scheduler: measure on the workers of this dask cluster: the address of its scheduler, or a Client.
         workers: measure in so many processes of this machine, started for it. Its cores are shared out among them.

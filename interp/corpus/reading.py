@@ -10,6 +10,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from interp.analyses.patterns.covering import LEVELS
 from interp.analyses.position.received import PARTS
 from interp.analyses.position.sinks import SINK_THRESHOLD
 from interp.common.labels import result_of
@@ -126,6 +127,8 @@ class Reader:
             found |= _ends("position", grid.stretches, grid.n_tokens)
         if "part" in dims:
             found["part"] = list(PARTS)
+        if "level" in dims:
+            found["level"] = list(LEVELS)
         return found
 
 

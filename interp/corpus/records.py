@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from interp.analyses.patterns.covering import LEVELS
 from interp.analyses.position.received import PARTS
 from interp.corpus.analyses import ANALYSES
 from interp.corpus.kept import Field, Grid
@@ -56,6 +57,7 @@ class Records:
             "distance_bin": len(self.grid.distances),
             "position_bin": len(self.grid.stretches),
             "part": len(PARTS),
+            "level": len(LEVELS),
         }
 
     @cached_property

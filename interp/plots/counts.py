@@ -1,4 +1,4 @@
-"""Figures of counts of keys: how many hold a head's attention."""
+"""Figures of how many keys hold a head's attention, and of how that grows with the keys there are."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -6,6 +6,7 @@ import xarray as xr
 
 from interp.plots.given import drawn
 from interp.plots.highlight import Highlight
+from interp.plots.maps import head_scores
 from interp.plots.points import points_by_head
 
 
@@ -28,3 +29,23 @@ def coverage(
     seen = float(counted["seen"].max()) if "seen" in counted else np.nan
     note = f"mean over queries, which see up to {seen:,.0f} keys" if np.isfinite(seen) else "mean over queries"
     return points_by_head(counted, "coverage_mean", "level", names=names, title=title, highlight=highlight, note=note)
+
+
+@drawn
+def entropy_scaling(
+    scaling: xr.Dataset,
+    *,
+    title: str = "Growth of attention's spread with the keys seen (uniform: 1)",
+    highlight: Highlight = None,
+) -> go.Figure:
+    """Two layer × head maps: the slope of the entropy, and of the keys needed, against the logarithm of the keys seen.
+
+    Args:
+        scaling: an `entropy_scaling` Dataset.
+        title: heading of the figure.
+        highlight: heads to frame, as (layer, head), or {(layer, head): name}.
+    """
+    slopes = scaling[["entropy_slope", "coverage_slope"]]
+    for name in slopes:
+        slopes[name].attrs["units"] = ""  # a slope of 0.7 is no 70 %
+    return head_scores(slopes, title=title, highlight=highlight)

@@ -126,7 +126,7 @@ def pooled_map(cells: xr.DataArray, *, title: str | None = None, scale: Scale = 
         scale: colours in powers of ten from 10⁻⁵ to 1 ("log") or in equal steps from 0 ("linear").
     """
     values = cells.transpose("map_query", "map_key").values.astype(np.float32)
-    figure = go.Figure(_attention_cells(values, cells["map_key"].values, cells["map_query"].values, scale))
+    figure = go.Figure(attention_cells(values, cells["map_key"].values, cells["map_query"].values, scale))
     if not np.isfinite(values).any():
         say(figure, "nothing to draw: no cell has a number")
     figure.update_traces(hovertemplate="query %{y:,.0f}, key %{x:,.0f}: %{customdata:.3g}<extra></extra>")
@@ -156,7 +156,7 @@ def attention_window(pattern: xr.DataArray, *, title: str | None = None, scale: 
     queries, keys = pattern["query"].values, pattern["key"].values
     x, y = np.arange(len(keys)), np.arange(len(queries))
     key_tokens, query_tokens = _tokens(pattern, "key"), _tokens(pattern, "query")
-    figure = go.Figure(_attention_cells(values, x, y, scale))
+    figure = go.Figure(attention_cells(values, x, y, scale))
     names = (("query", queries, query_tokens), ("key", keys, key_tokens))
     said = [
         [f"{what} {int(at)} {text}".rstrip() for at, text in zip(place, texts, strict=True)]
@@ -176,7 +176,7 @@ def attention_window(pattern: xr.DataArray, *, title: str | None = None, scale: 
     return finish(figure, title or f"Exact {_said(pattern)}", height, str(pattern.attrs.get("averaged", "")))
 
 
-def _attention_cells(values: np.ndarray, x: np.ndarray, y: np.ndarray, scale: Scale) -> go.Heatmap:
+def attention_cells(values: np.ndarray, x: np.ndarray, y: np.ndarray, scale: Scale) -> go.Heatmap:
     """Attention on a logarithmic or linear colour scale; customdata holds the numbers themselves."""
     cells = go.Heatmap(x=x, y=y, customdata=values, colorscale=theme.SHADE_SCALE, hoverongaps=False)
     bar = {"title": {"text": f"attention, {scale} scale", "side": "right"}, **theme.BAR}

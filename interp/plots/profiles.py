@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from hooks import checks
 from interp.plots import theme
 from interp.plots.bands import caption
 from interp.plots.base import DECADES, distance_axis, finish, positive, with_heads
@@ -61,6 +62,47 @@ def precision_cost(
         highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
     return points_by_head(cost, variable, "dtype", title=title, highlight=highlight)
+
+
+@drawn
+def kv_precision(
+    cost: xr.Dataset,
+    *,
+    variable: str = "kl",
+    dtype: str = "int4",
+    title: str | None = None,
+    highlight: Highlight = None,
+) -> go.Figure:
+    """One point per head for each way to keep keys in a format: what that changes; one scale a channel or a token.
+
+    Args:
+        cost: a `kv_precision` Dataset.
+        variable: which of its numbers to draw.
+        dtype: the format.
+        title: heading of the figure; by default what the number is, and the format.
+        highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
+    """
+    values = cost[variable]
+    if "dtype" in values.dims:
+        values = values.sel(dtype=checks.choice("dtype", dtype, [str(name) for name in values["dtype"].values]))
+    dtype = str(values["dtype"].item()) if "dtype" in values.coords else dtype
+    places = [name for name in ("grouping", "stage") if name in values.dims]
+    said = f"{dtype}: {values.attrs.get('description', variable)}"
+    data = values.drop_vars("dtype", errors="ignore").rename(variable).to_dataset().assign_attrs(cost.attrs)
+    names = None
+    if places:
+        data = data.stack(way=places)
+        ways = [way if isinstance(way, tuple) else (way,) for way in data["way"].values]
+        names = [_way(dict(zip(places, way, strict=True))) for way in ways]
+        data = data.reset_index("way", drop=True)
+    return points_by_head(data, variable, "way", names=names or [dtype], title=title or said, highlight=highlight)
+
+
+def _way(place: dict[str, str]) -> str:
+    """How keys are kept, in words."""
+    words = [f"by {place['grouping']}"] if "grouping" in place else []
+    words += [{"pre_rope": "before RoPE", "final": "after RoPE"}[place["stage"]]] if "stage" in place else []
+    return ", ".join(words)
 
 
 def _add_uniform(figure: go.Figure, received: xr.Dataset, middle: np.ndarray) -> None:

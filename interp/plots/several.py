@@ -36,8 +36,9 @@ _PART = {
     "kv_head",
     "segment",
 }
-_TEXT = {"length", "depth"}
-OWN = frozenset(_PLACE | _PART | _TEXT)
+_TEXT = {"length", "depth", "query_segment", "key_segment", "sink"}
+_FEATURES = {"kv_head", "feature", "value_feature"}
+OWN = frozenset(_PLACE | _PART | _TEXT | _FEATURES)
 _ONCE = ("layer", "head", "variant", "stage", "dtype", "shift", "distance", "length", "depth")
 _PLACES = ("first_position", "last_position", "first_distance", "last_distance", "wavelength")
 

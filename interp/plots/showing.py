@@ -15,19 +15,29 @@ from interp.plots.along_text import rows_by_position
 from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
 from interp.plots.base import finish
 from interp.plots.causes import effect_by_head, patched
-from interp.plots.counts import coverage
+from interp.plots.counts import coverage, entropy_scaling
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
+from interp.plots.features import massive_values, pair_attainment
 from interp.plots.loss import loss_by_position
 from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
 from interp.plots.needle import needle_grid
 from interp.plots.over_texts import spread_over_texts
 from interp.plots.pairs import frequency_pairs
-from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
+from interp.plots.parts import find_sinks, segment_mass
+from interp.plots.profiles import (
+    bound_by_distance,
+    kv_precision,
+    precision_cost,
+    received_by_position,
+    relativity_error,
+    sink_rate,
+)
 from interp.plots.ranges import score_ranges
 from interp.plots.reduced import binned_by_distance, binned_by_position, thinned, with_share_used
 from interp.plots.several import OWN, averaged, averaged_array, check_once, refuse_added
 from interp.plots.tables import ranking
+from interp.plots.through_layers import rollout
 from interp.plots.training import watched_scores
 from interp.plots.variables import one_head, show_variable
 
@@ -95,6 +105,13 @@ def _ranges(result: xr.Dataset, **options: Any) -> go.Figure:
     return _alone(score_ranges)(result, **options)
 
 
+def _sinks(result: xr.Dataset, **options: Any) -> go.Figure:
+    """The tokens that are sinks; of many texts, which share no tokens, how many and how much in each head."""
+    if "sink_score" not in result and "sinks" in result:
+        return _means(head_scores)(result, **({"title": "Attention sinks at any position"} | options))
+    return _alone(find_sinks)(result, **options)
+
+
 def _direct(result: xr.Dataset, **options: Any) -> go.Figure:
     """What each head adds to the logit, summed over the keys that it reads."""
     mean = averaged(result)
@@ -131,19 +148,26 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "compare_corpora": _alone(comparison),
     "coverage": _means(coverage),
     "direct_logit_attribution": _direct,
+    "entropy_scaling": _means(entropy_scaling),
+    "find_sinks": _sinks,
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
     "integrated_gradients": _integrated,
     "knock_out_sweep": _means(patched),
+    "kv_precision": _means(kv_precision),
     "loss_by_position": _means(loss_by_position),
+    "massive_values": _means(massive_values),
     "needle_sweep": _means(needle_grid),
+    "pair_attainment": _means(pair_attainment),
     "positional_bias": _statistics,
     "precision_cost": _means(precision_cost),
     "ranked": _alone(ranking, _COMPARED),
     "received_by_position": _means(received_by_position),
     "relativity_error": _means(relativity_error),
     "retrieval_score": _means(head_scores),
+    "rollout": _means(rollout),
     "score_ranges": _ranges,
+    "segment_mass": _means(segment_mass),
     "spread_over_texts": _alone(spread_over_texts),
     "sink_rate": _means(sink_rate),
     "top_edges": _alone(ranking),

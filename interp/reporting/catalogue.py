@@ -12,17 +12,34 @@ from interp.analyses.causes.schema import (
 )
 from interp.analyses.counterfactual.schema import RELATIVITY_ERROR, WHAT_IF_ROPE
 from interp.analyses.heads.schema import COMPARE, NEEDLE_SWEEP, RANKED, RETRIEVAL_SCORE, SCORES, TYPICAL_HEADS
-from interp.analyses.patterns.schema import ATTENTION_MAP, ATTENTION_PATTERN, COVERAGE, TOP_KEYS
+from interp.analyses.patterns.schema import (
+    ATTENTION_MAP,
+    ATTENTION_PATTERN,
+    COVERAGE,
+    ENTROPY_SCALING,
+    ROLLOUT,
+    TOP_KEYS,
+)
 from interp.analyses.position.schema import (
+    FIND_SINKS,
     FIRST_TOKEN_MASS,
     FREQUENCY_BIAS,
     LOSS_BY_POSITION,
+    MASSIVE_VALUES,
     POSITIONAL_BIAS,
     RECEIVED_BY_POSITION,
+    SEGMENT_MASS,
     SINK_RATE,
     TYPICAL_DISTANCE,
 )
-from interp.analyses.scores.schema import BOUND_BY_DISTANCE, PRECISION_COST, SCORE_RANGES, STAGE_RANGES
+from interp.analyses.scores.schema import (
+    BOUND_BY_DISTANCE,
+    KV_PRECISION,
+    PAIR_ATTAINMENT,
+    PRECISION_COST,
+    SCORE_RANGES,
+    STAGE_RANGES,
+)
 from interp.analyses.weights.schema import AUDIT_HEADS, AUDIT_LAYERS, AUDIT_ROTATIONS, AUDIT_SCHEDULES
 from interp.common.schema import Table
 from interp.measure.schema import ATTENTION_STATISTICS, SCORE_QUANTILE
@@ -37,17 +54,24 @@ CATALOGUE: dict[str, Table] = {
     "received_by_position": RECEIVED_BY_POSITION,
     "first_token_mass": FIRST_TOKEN_MASS,
     "sink_rate": SINK_RATE,
+    "find_sinks": FIND_SINKS,
+    "segment_mass": SEGMENT_MASS,
+    "massive_values": MASSIVE_VALUES,
     "loss_by_position": LOSS_BY_POSITION,
     "attention_pattern": ATTENTION_PATTERN,
     "attention_map": ATTENTION_MAP,
     "top_keys": TOP_KEYS,
     "coverage": COVERAGE,
+    "entropy_scaling": ENTROPY_SCALING,
+    "rollout": ROLLOUT,
     "what_if_rope": WHAT_IF_ROPE,
     "relativity_error": RELATIVITY_ERROR,
     "score_ranges": SCORE_RANGES,
     "stage_ranges": STAGE_RANGES,
     "bound_by_distance": BOUND_BY_DISTANCE,
     "precision_cost": PRECISION_COST,
+    "kv_precision": KV_PRECISION,
+    "pair_attainment": PAIR_ATTAINMENT,
     "audit_rotations": AUDIT_ROTATIONS,
     "audit_schedules": AUDIT_SCHEDULES,
     "audit_layers": AUDIT_LAYERS,

@@ -74,6 +74,23 @@ def recompute(
     return x
 
 
+@torch.no_grad()
+def rotated_keys(
+    cap: CaptureData, layer: int, x: Float[Tensor, "pos kv_head d_head"]
+) -> Float[Tensor, "pos kv_head d_head"]:
+    """Keys as they stand before the rotation of a layer that rotates last, rotated in float64.
+
+    Raises:
+        StageError: the layer does not rotate, or does something after it.
+    """
+    rope = cap.cfg.rope_for(layer)
+    if rope is None or cap.steps(layer)[-1:] != ("rope",):
+        steps = ", ".join(cap.steps(layer)) or "none"
+        raise StageError(f"layer {layer} does not rotate keys as the last of its steps ({steps})")
+    exact = replace(rope, precision="float64")
+    return _rotated(cap, layer, to_float64(x), exact, cap.positions.to(x.device), ())
+
+
 def silenced(table: Float[Tensor, "*pos pair"], pairs: Sequence[int]) -> Float[Tensor, "*pos pair"]:
     """A cos or sin table with 0 for some of its pairs, so that rotation makes their features 0."""
     kept = torch.ones(table.shape[-1], dtype=table.dtype, device=table.device)

@@ -50,3 +50,46 @@ COVERAGE: dict[str, Variable] = {
     ),
     "seen": Variable(("layer", "query"), "key", "keys that the query sees", "#{j: i sees j}"),
 }
+
+ENTROPY_SCALING: dict[str, Variable] = {
+    "entropy_slope": Variable(
+        ("layer", "head"),
+        "nat",
+        "growth of the entropy when a query sees e times as many keys: 1 of uniform attention, 0 of a fixed number",
+        "slope of entropy_i against ln |{j: i sees j}|",
+        "arXiv:2202.12172",
+    ),
+    "entropy_slope_stderr": Variable(
+        ("layer", "head"), "nat", "standard error of entropy_slope", "Newey–West, 4 (n / 100)^(2/9) lags"
+    ),
+    "coverage_slope": Variable(
+        ("layer", "head"),
+        "1",
+        "exponent with which the keys that hold <level> of the attention grow with the keys seen",
+        "slope of ln coverage_i against ln |{j: i sees j}|",
+    ),
+    "coverage_slope_stderr": Variable(
+        ("layer", "head"), "1", "standard error of coverage_slope", "Newey–West, 4 (n / 100)^(2/9) lags"
+    ),
+    "queries": Variable(("layer",), "query", "queries that the slopes are fitted to", "#{i: sees enough keys}"),
+}
+
+ROLLOUT: dict[str, Variable] = {
+    "first_token": Variable(
+        ("layer", "query"),
+        "1",
+        "rollout of the query on the first token, up to and including the layer",
+        "(Π_{l ≤ layer} (A_l + I) / 2)_i0, A_l the mean over heads",
+        "arXiv:2502.01951",
+    ),
+    "first_token_mean": Variable(
+        ("layer",), "1", "the same on average over the queries after the first", "mean_{i > 0} first_token"
+    ),
+    "rollout": Variable(
+        ("map_query", "map_key"),
+        "1",
+        "rollout through all layers of a stretch of queries, on average, on a stretch of keys",
+        "mean_i Σ_j (Π_l (A_l + I) / 2)_ij",
+        "arXiv:2005.00928",
+    ),
+}

@@ -128,12 +128,12 @@ def frequency_scores(
     head_index = np.array(head_numbers(heads, q.shape[1]))
     grid = _Grid.of([spec], q.shape[0], distances)
     out = _empty((), len(head_index), inv_freq.numel(), grid)
-    _measure(q, k, spec, Pairs(inv_freq.cpu().double(), interleaved), head_index, grid, out)
+    _measure(q, k, spec, FrequencyPairs(inv_freq.cpu().double(), interleaved), head_index, grid, out)
     return _dataset(out, {"head": head_index}, grid)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class FrequencyPairs:
     """Frequencies, and the features that turn with each."""
 
     inv_freq: Float[Tensor, " pair"]
@@ -146,7 +146,7 @@ class Pairs:
         return index.view(-1, 2) if self.interleaved else index.view(2, -1).T
 
 
-def pairs_of(cap: CaptureData, layer: int) -> Pairs:
+def pairs_of(cap: CaptureData, layer: int) -> FrequencyPairs:
     """The frequency pairs of a layer that rotates."""
     frequencies, rope = cap.constants(layer).inv_freq, cap.cfg.rope_for(layer)
     if frequencies is None or rope is None:
@@ -155,7 +155,7 @@ def pairs_of(cap: CaptureData, layer: int) -> Pairs:
             "them. Capture with capture(HookedTransformer.from_pretrained(…), text), or give q, k and inv_freq to "
             "interp.analyses.position.frequencies.frequency_scores"
         )
-    return Pairs(frequencies.cpu().double(), bool(rope.interleaved))
+    return FrequencyPairs(frequencies.cpu().double(), bool(rope.interleaved))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _measure(
     q: Float[Tensor, "pos head d_head"],
     k: Float[Tensor, "pos kv_head d_head"],
     spec: AttentionSpec,
-    pairs: Pairs,
+    pairs: FrequencyPairs,
     heads: np.ndarray,
     grid: _Grid,
     out: dict[str, np.ndarray],

@@ -168,3 +168,63 @@ LOSS_BY_POSITION: dict[str, Variable] = {
     ),
     "count": Variable(("position_bin",), "token", "predicted tokens in this stretch", "Σ_i [i in the stretch]"),
 }
+
+SEGMENT_MASS: dict[str, Variable] = {
+    "segment_mass": Variable(
+        ("layer", "head", "query_segment", "key_segment"),
+        "1",
+        "mean attention that a query of one part of the text pays to all keys of another",
+        "mean_{i in query_segment} Σ_{j in key_segment} p_ij",
+        "arXiv:2501.18795",
+    ),
+    "uniform_mass": Variable(
+        ("layer", "query_segment", "key_segment"),
+        "1",
+        "the same of a head that attends alike to every key it sees",
+        "mean_{i in query_segment} |{j in key_segment: i sees j}| / |{j: i sees j}|",
+    ),
+    "queries": Variable(("query_segment",), "token", "tokens of the part", "|query_segment|"),
+}
+
+FIND_SINKS: dict[str, Variable] = {
+    "sink_score": Variable(
+        ("layer", "head", "sink"),
+        "1",
+        "mean attention that the token gets from the queries that see it, itself included",
+        "Σ_i p_ij / |{i sees j}|",
+        "arXiv:2410.10781",
+    ),
+    "heads": Variable(("sink",), "head", "heads whose sink the token is", "#{heads: sink_score > <epsilon>}"),
+    "sinks": Variable(_HEAD, "key", "sinks of the head", "#{j: sink_score > <epsilon>}"),
+    "sink_mass": Variable(
+        _HEAD, "1", "mean attention that a query leaves on the head's sinks", "mean_i Σ_{j is a sink} p_ij"
+    ),
+    "sink_rate": Variable((), "1", "share of heads that have a sink", "mean [sinks > 0]", "arXiv:2410.10781"),
+}
+
+
+def _features(name: str, dims: tuple[str, ...], what: str) -> dict[str, Variable]:
+    """Norm, multiple of the mean and number of massive features of q, k or v."""
+    return {
+        f"{name}_norm": Variable(dims, "1", f"size of the feature of {what} over the whole text", f"‖{name}_:hd‖"),
+        f"{name}_ratio": Variable(
+            dims,
+            "1",
+            f"size of the feature of {what} as a multiple of the head's mean; massive above <factor>",
+            f"‖{name}_:hd‖ / mean_d ‖{name}_:hd‖",
+            "arXiv:2502.01563",
+        ),
+        f"{name}_massive": Variable(
+            dims[:2], "feature", f"massive features of {what}", f"#{{d: {name}_ratio > <factor>}}", "arXiv:2502.01563"
+        ),
+    }
+
+
+MASSIVE_VALUES: dict[str, Variable] = {
+    **_features("q", ("layer", "head", "feature"), "the queries"),
+    **_features("k", ("layer", "kv_head", "feature"), "the keys"),
+    **_features("v", ("layer", "kv_head", "value_feature"), "the values"),
+    "pair": Variable(
+        ("layer", "feature"), "", "RoPE pair that the feature turns in, the fastest first; −1 for none", ""
+    ),
+}

@@ -14,6 +14,7 @@ from interp.analyses.patterns.head_rows import HeadRows
 from interp.analyses.scores.by_variant import largest_product
 from interp.analyses.scores.layer_bounds import bound_reason, chosen_layers, layer_bound, linear, vector_bounds
 from interp.analyses.scores.moments import PerHead, ScoreMoments
+from interp.analyses.scores.rounding_cost import CELLS, Tally, log_sum_exp
 from interp.analyses.scores.schema import PRECISION_COST
 from interp.common.finite import check_finite
 from interp.common.labels import labelled, result_of
@@ -22,8 +23,6 @@ from interp.measure.subsampling import sample_rows
 from interp.tensors.capture_data import CaptureData
 
 _INT8 = 127
-# Cells of a block of scores in float64: 16 MB.
-_CELLS = 1 << 21
 
 
 class Precision(NamedTuple):
@@ -137,59 +136,15 @@ def _head_cost(exact: HeadRows, rows: Int[Tensor, " row"]) -> dict[str, list[flo
     """What rounding q and k to each format costs one head, on some of its queries."""
     check_finite(rows="position", of=f"{exact.name}: ", q=exact.q, k=exact.k)
     variants = [replace(exact, q=p.rounded(exact.q), k=p.rounded(exact.k)) for p in PRECISIONS.values()]
-    tallies = [_Tally(precision.limit) for precision in PRECISIONS.values()]
-    height = max(_CELLS // len(exact.k), 1)
+    tallies = [Tally() for _ in PRECISIONS]
+    height = max(CELLS // len(exact.k), 1)
     for part in rows.split(height):
         keys = torch.arange(int(exact.see.first[part].min()), int(exact.see.stop[part].max()))
         scores = exact.scores(part, keys)
-        lse = _log_sum_exp(scores, exact)
+        lse = log_sum_exp(scores, exact)
         for rounded, tally in zip(variants, tallies, strict=True):
             tally.add(scores, lse, rounded.scores(part, keys), rounded)
     return {name: [getattr(tally, name) for tally in tallies] for name in _COSTS}
-
-
-class _Tally:
-    """Running cost of one format over blocks of queries."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self.kl_sum = self.kl_max = self.score_error_max = self.square = 0.0
-        self.n_rows = self.n_pairs = 0
-
-    def add(
-        self,
-        scores: Float[Tensor, "row key"],
-        lse: Float[Tensor, " row"],
-        rounded: Float[Tensor, "row key"],
-        head: HeadRows,
-    ) -> None:
-        """Count a block of exact scores with their log-sum-exp, and the same scores rounded."""
-        seen = scores > -torch.inf
-        off = torch.where(seen, rounded - scores, 0.0)
-        # Σ p ln(p/p̂) over keys and sink: the normalisers differ by one number per row.
-        kl = _log_sum_exp(rounded, head) - lse - ((scores - lse[:, None]).exp() * off).sum(-1)
-        self.kl_sum += float(kl.clamp_min(0).sum())
-        self.kl_max = max(self.kl_max, float(kl.max()))
-        self.score_error_max = max(self.score_error_max, float(off.abs().max()))
-        self.square += float(off.square().sum())
-        self.n_rows += len(scores)
-        self.n_pairs += int(seen.sum())
-
-    @property
-    def kl(self) -> float:
-        """Mean divergence."""
-        return self.kl_sum / self.n_rows
-
-    @property
-    def score_error_rms(self) -> float:
-        """Root mean square change of a score."""
-        return (self.square / self.n_pairs) ** 0.5
-
-
-def _log_sum_exp(scores: Float[Tensor, "row key"], head: HeadRows) -> Float[Tensor, " row"]:
-    """Log-sum-exp of whole rows, the sink logit included."""
-    total = scores.logsumexp(-1)
-    return total if head.spec.sinks is None else torch.logaddexp(total, head.spec.sinks.to(total))
 
 
 def _headroom(cap: CaptureData, layer: int) -> tuple[Float[np.ndarray, "head dtype"], Float[np.ndarray, "head dtype"]]:

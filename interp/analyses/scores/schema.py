@@ -140,3 +140,55 @@ PRECISION_COST: dict[str, Variable] = {
     "verdict": Variable(_FORMAT, "", "whether q·k fits into the format", ""),
     "bound_reason": Variable(("layer",), "", *_WHY),
 }
+
+_PAIR = ("layer", "head", "pair")
+
+PAIR_ATTAINMENT: dict[str, Variable] = {
+    "largest": Variable(
+        _PAIR,
+        "score",
+        "most that the frequency pair adds to a score of this text",
+        "scale · max (q_ia k_ja + q_ib k_jb) over visible i, j; a and b the pair's features",
+    ),
+    "pair_bound": Variable(
+        _PAIR, "score", "most that the pair's norms allow (Cauchy–Schwarz)", "scale · max_i ‖q_i,ab‖ · max_j ‖k_j,ab‖"
+    ),
+    "attainment": Variable(
+        _PAIR,
+        "1",
+        "how near the pair comes to the most that its norms allow",
+        "largest / pair_bound",
+        "arXiv:2410.06205",
+    ),
+    "wavelength": Variable(
+        ("layer", "pair"), "token", "distance over which the pair turns once; inf where it does not turn", "2π / f_i"
+    ),
+}
+
+_KEYS = ("layer", "head", "stage", "grouping", "dtype")
+_VALUES = ("layer", "head", "grouping", "dtype")
+_KIVI = "arXiv:2402.02750 (KIVI), arXiv:2401.18079 (KVQuant)"
+
+KV_PRECISION: dict[str, Variable] = {
+    "kl": PRECISION_COST["kl"]._replace(
+        dims=_KEYS,
+        description="mean Kullback-Leibler divergence of the pattern with rounded keys from the exact one",
+        source=_KIVI,
+    ),
+    "kl_max": PRECISION_COST["kl_max"]._replace(dims=_KEYS),
+    "score_error_max": PRECISION_COST["score_error_max"]._replace(dims=_KEYS),
+    "score_error_rms": PRECISION_COST["score_error_rms"]._replace(dims=_KEYS),
+    "key_error": Variable(
+        _KEYS, "1", "size of what rounding changes of the keys, relative to them", "‖k̂ − k‖ / ‖k‖", _KIVI
+    ),
+    "value_error": Variable(
+        _VALUES, "1", "size of what rounding changes of the values, relative to them", "‖v̂ − v‖ / ‖v‖", _KIVI
+    ),
+    "output_error": Variable(
+        _VALUES,
+        "1",
+        "size of what rounding the values changes of the head's output, relative to it",
+        "‖P v̂ − P v‖ / ‖P v‖ over the sampled queries",
+        _KIVI,
+    ),
+}

@@ -73,8 +73,8 @@ def count_fused(
             settings = height, width, first, stop, ranked, levels, gaps
             parts = [_Part(i, threads, blocks, settings, desk, stopped) for i, desk in enumerate(desks)]
             try:
-                others = [pool.submit(part.count_rows, needed[head], within[head]) for part in parts[1:]]
-                reported = parts[0].count_rows(needed[head], within[head], done)
+                others = [pool.submit(part.run, needed[head], within[head]) for part in parts[1:]]
+                reported = parts[0].run(needed[head], within[head], done)
                 for other in others:
                     other.result()
             except BaseException:
@@ -125,7 +125,7 @@ class _Part(NamedTuple):
     desk: Desk
     stopped: Event
 
-    def count_rows(self, needed: np.ndarray, within: np.ndarray, done: Callable[[int], None] | None = None) -> int:
+    def run(self, needed: np.ndarray, within: np.ndarray, done: Callable[[int], None] | None = None) -> int:
         """Count them; returns the rows that were reported."""
         height, width, rows, reported = self.settings[0], self.settings[1], self.settings[2].size, 0
         at_once = max(_CELLS_PER_CALL // (height * width), 1)

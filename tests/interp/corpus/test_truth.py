@@ -235,3 +235,56 @@ def test_means_over_ten_texts_of_smollm2_are_those_of_a_loop_over_transformers_p
     sinks = corpus.mean("sink_rate")
     np.testing.assert_allclose(sinks["is_sink"], is_sink)
     assert float(sinks["sink_rate_low"]) <= float(sinks["sink_rate"]) <= float(sinks["sink_rate_high"])
+
+
+def test_keys_that_hold_the_attention_are_those_of_the_patterns(world):
+    """On average over the queries of all texts, between the counts of a little less and a little more."""
+    corpus, _, patterns, _, _ = world
+    found = corpus.mean("coverage")["coverage_mean"]
+    for level in found["level"].values:
+        lower, upper = (
+            sum(needed(p, level + step).sum(-1) for p in patterns) / sum(p.shape[-1] for p in patterns)
+            for step in (-1e-5, 1e-5)
+        )
+        assert (found.sel(level=level) >= lower - 1e-9).all() and (found.sel(level=level) <= upper + 1e-9).all()
+
+
+def needed(patterns, level):
+    """[layer head query]: how many of the largest numbers of a row it takes."""
+    held = -np.sort(-patterns, -1)
+    return np.minimum((held.cumsum(-1) < min(level, 1 - 1e-12)).sum(-1) + 1, patterns.shape[-1])
+
+
+def test_growth_of_the_entropy_is_a_line_through_each_texts_points(world):
+    corpus, rows, patterns, _, model = world
+    slopes = []
+    for p, tokens in zip(patterns, rows, strict=True):
+        each = np.full(p.shape[:2], np.nan)
+        for layer in range(SHAPE.layers):
+            seen = visible(model, layer, len(tokens)).sum(-1)
+            kept = seen >= 16
+            if kept.sum() > 2 and np.ptp(seen[kept]):
+                for head in range(p.shape[1]):
+                    each[layer, head] = np.polyfit(np.log(seen[kept]), entropy(p[layer, head])[kept], 1)[0]
+        slopes.append(each)
+    there = np.isfinite(slopes)
+    with np.errstate(invalid="ignore"):  # in a window that is soon full there is no line
+        want = np.where(there, slopes, 0).sum(0) / there.sum(0)
+    assert np.isfinite(want).any()
+    np.testing.assert_allclose(corpus.mean("entropy_scaling")["entropy_slope"], want, atol=2e-5)
+
+
+def test_sinks_anywhere_are_counted_in_each_text(world):
+    corpus, rows, patterns, _, model = world
+    counts, taken = [], []
+    for p, tokens in zip(patterns, rows, strict=True):
+        n = len(tokens)
+        see = np.stack([visible(model, layer, n).sum(0) for layer in range(SHAPE.layers)])  # [layer key]
+        least = np.minimum(64, see.max(-1) // 2 + 1)
+        sinks = (p.sum(-2) / see[:, None] > 0.3) & (see >= least[:, None])[:, None]
+        counts.append(sinks.sum(-1))
+        taken.append(np.where(sinks, p.sum(-2), 0).sum(-1))
+    found = corpus.mean("find_sinks")
+    np.testing.assert_allclose(found["sinks"], np.mean(counts, 0), atol=1e-12)
+    np.testing.assert_allclose(found["sink_mass"], sum(taken) / sum(map(len, rows)), atol=1e-5)
+    assert float(found["sink_rate"]) == pytest.approx(np.mean([c > 0 for c in counts]))
