@@ -83,6 +83,12 @@ class CapturePlan:
         """Bytes of all q, k and v kept."""
         return sum(self.layer_bytes(layer) for layer in self.steps)
 
+    def stored_bytes(self, start: int = 0) -> int:
+        """Bytes that a capture on disk stores of the layers from one on, where later stages follow from the first."""
+        cfg = self.model.cfg
+        row = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head * self.model.dtype.itemsize
+        return row * self.n_tokens * sum(layer >= start for layer in self.steps)
+
     @property
     def stream_bytes(self) -> int:
         """Bytes of the residual stream."""

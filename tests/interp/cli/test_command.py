@@ -147,6 +147,7 @@ def test_capture_info_and_report(run, tiny, tmp_path):
     assert (status, err) == (0, "")
     size = 2 * 50 * (2 * (2 + 2) + 2) * 32 * 4
     assert f"50 tokens × 2 layers: {size:,} bytes of q, k and v in c, where patterns would take" in out
+    assert f"; {2 * 50 * (2 + 2 + 2) * 32 * 4:,} are stored if later stages follow from the first" in out
     assert out.splitlines()[1].startswith("at the speed of a trial on 50 tokens it takes about ")
     assert "layer 0 took" in out
     assert out.splitlines()[-1].startswith("wrote c (")
@@ -155,6 +156,8 @@ def test_capture_info_and_report(run, tiny, tmp_path):
     assert (status, err) == (0, "")
     assert "50 tokens" in out
     assert "verified: 6 files" in out
+    stored = 2 * 50 * (2 + 2 + 2) * 32 * 4
+    assert f"stored      {stored:,} bytes" in out and "derived     q.final, k.final when read, in layers 0, 2" in out
     assert run("resume", "c")[:2] == (0, "c is complete\n")
     status, out, err = run("report", "--capture", "c", "--layers", "2")
     assert (status, err) == (0, "")
