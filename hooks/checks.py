@@ -158,6 +158,19 @@ def path(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> 
     return Path(text)
 
 
+def device(name: str, value: Any, *, error: type[RopescopeError] = InputError) -> Any:
+    """A device that this machine has, or None."""
+    import torch  # not at the top: the command checks its arguments before anything heavy is imported
+
+    try:
+        if value is not None:
+            torch.empty(1, device=value)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as failed:
+        reason = str(failed).splitlines()[0] if str(failed) else type(failed).__name__
+        raise error(f"{name}={shown(value)} does not work here ({reason}); use cpu, or None") from failed
+    return value
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: its repr, short, and no tensor's contents."""
     shape = getattr(value, "shape", None)

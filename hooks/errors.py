@@ -83,6 +83,26 @@ class DerivationWarning(UserWarning):
     """Stages of a capture that are derived when read have other last bits here than where it was recorded."""
 
 
+class CorpusError(RopescopeError, ValueError):
+    """A path that holds no corpus, or one that this version cannot read, or that cannot do what it is asked."""
+
+
+class CorpusDamagedError(CorpusError):
+    """A record of a corpus is cut short or was changed since it was written."""
+
+
+class CorpusMismatchError(CorpusError):
+    """A corpus of another model, other texts or settings stands at this path; or a worker has other versions."""
+
+
+class CorpusWarning(UserWarning):
+    """Something about a corpus that a reader of its numbers should know: texts left out, or not yet measured."""
+
+
+class ClusterError(RopescopeError, RuntimeError):
+    """Workers cannot be started or reached, or what starts them is not installed."""
+
+
 class OutputError(RopescopeError, OSError):
     """A file cannot be written where it was asked for."""
 

@@ -22,7 +22,7 @@ from hooks.base.inputs import (
 )
 from hooks.base.layers import layer_run, residual_stream
 from hooks.base.lens_surface import LensMixin
-from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll, within_documents
+from hooks.base.losses import ReturnType, check_return_type, mean_loss, next_token_nll, where_predicted
 from hooks.base.module import NamedHooksModule
 from hooks.base.registry import HookRegistry
 from hooks.checks import flag, instance, shown, whole
@@ -275,7 +275,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksM
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"] | str,
+        tokens: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"] | str | list[str],
         return_type: ReturnType | None = "logits",
         *,
         position_ids: Int[Tensor, "batch pos"] | None = None,
@@ -289,14 +289,14 @@ class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksM
         """Run the model.
 
         Args:
-            tokens: token ids, or text for the tokenizer; with `start_at_layer` the residual stream before that layer.
+            tokens: token ids, or texts, padded by `to_batch`; with `start_at_layer` the stream before that layer.
             return_type: "logits" [batch pos d_vocab]; "loss" mean nats per predicted token, logits never held whole;
                 "both"; None runs the body only.
             position_ids: position of each token; see `context`.
             attention_mask: 0 where a token is padding; padding is neither attended to nor counted in the loss.
             rope_length: length that dynamic and longrope schedules adapt to; default last position + 1.
-            loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN at the first token of each packed
-                document, which nothing predicts.
+            loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN where nothing predicts a token: at
+                padding, behind it, and at the first token of each packed document.
             past: what the model has read before these tokens, which it takes in too: a text may be read in parts.
             start_at_layer: the first layer that runs; below 0 counted from the end.
             stop_at_layer: the first that does not run; the residual stream before it is returned.
@@ -308,15 +308,16 @@ class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksM
         loss_per_token = flag("loss_per_token", loss_per_token)
         layers = layer_run(self.cfg.n_layers, start_at_layer, stop_at_layer, return_type=return_type, past=past)
         if start_at_layer is None:
-            ids, resid = self._check_tokens(tokens), None
+            (ids, attention_mask), resid = self._read(tokens, attention_mask, past), None
         else:
             resid = residual_stream(tokens, self.cfg.d_model, self.dtype, self.device)
             ids = resid[:, :, 0]  # gives the shape
         context = self.context(
             ids, position_ids=position_ids, attention_mask=attention_mask, rope_length=rope_length, past=past
         )
+        predicted = predicted_tokens(ids, context.key_mask, context.documents)
         if return_type in ("loss", "both") and not loss_per_token:
-            check_predicts(ids, predicted_tokens(ids, context.key_mask, context.documents))
+            check_predicts(ids, predicted)
         with reading(past, self, context.positions, context.key_mask, rope_length):
             resid = self.embed_tokens(ids) if resid is None else resid
             for layer in layers:
@@ -328,8 +329,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksM
             return None
         if return_type == "logits":
             return self._logits(resid)
-        nll = within_documents(self._nll(resid, ids), context.documents)
-        predicted = predicted_tokens(ids, context.key_mask, context.documents)
+        nll = where_predicted(self._nll(resid, ids), predicted)
         loss = nll if loss_per_token else mean_loss(nll, predicted)
         return (self._logits(resid), loss) if return_type == "both" else loss
 
@@ -383,7 +383,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksM
         )
 
     @torch.no_grad()
-    def loss_per_token(self, tokens: Int[Tensor, "batch pos"] | str, **options: Any) -> Float[Tensor, "batch pos-1"]:
+    def loss_per_token(self, tokens: Tensor | str | list[str], **options: Any) -> Float[Tensor, "batch pos-1"]:
         """Loss of each predicted token in nats, any length, logits never held whole; options as in `forward`."""
         return self.forward(tokens, return_type="loss", loss_per_token=True, **options)
 

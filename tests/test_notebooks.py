@@ -15,6 +15,7 @@ TOKENS = {
     "03_score_ranges": 128,
     "04_long_sequences": 192,
     "05_stretching_the_context": 128,
+    "07_many_texts": 96,
     "06_claims": 128,
     "09_explorer": 192,
 }

@@ -36,7 +36,7 @@ FLOORS = [
     {"interp.recording"},
     {"interp.training"},
     {"interp.storage", "interp.reporting", "interp.display", "interp.explorer"},
-    {"interp.captures"},
+    {"interp.captures", "interp.auditing"},
     {"interp.corpus"},
     {"interp.cli"},
     {"interp"},

@@ -26,7 +26,7 @@ from hooks.attached.schedule import Schedule
 from hooks.attached.standing_in import standing_in
 from hooks.base.inputs import check_predicts, packed_documents, padding_mask, predicted_tokens, token_positions
 from hooks.base.layers import layer_run
-from hooks.base.losses import check_return_type, mean_loss, next_token_nll, within_documents
+from hooks.base.losses import check_return_type, mean_loss, next_token_nll, where_predicted
 from hooks.base.module import NamedHooksModule
 from hooks.config.attention_spec import AttentionSpec
 from hooks.config.transformer import HookedTransformerConfig
@@ -141,7 +141,7 @@ class AttachedTransformer(GeneratingMixin, NamedHooksModule):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"] | str,
+        tokens: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos d_model"] | str | list[str],
         return_type: str | None = "logits",
         *,
         position_ids: Int[Tensor, "batch pos"] | None = None,
@@ -155,13 +155,13 @@ class AttachedTransformer(GeneratingMixin, NamedHooksModule):
         """Run the model.
 
         Args:
-            tokens: token ids, or text for the tokenizer; with `start_at_layer` the residual stream before that layer.
+            tokens: token ids, or texts, padded by `to_batch`; with `start_at_layer` the stream before that layer.
             return_type: "logits", "loss" (logits never held whole), "both", or None to run the body only.
             position_ids: position of each token; by default the model's own rule, or counted from the first real token
                 where there is padding. Without an attention_mask, positions that start again start a new document.
             attention_mask: 0 where a token is padding.
-            loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN at the first token of each packed
-                document, which nothing predicts.
+            loss_per_token: give the loss as [batch pos−1] instead of its mean; NaN where nothing predicts a token: at
+                padding, behind it, and at the first token of each packed document.
             past: what the model has read before these tokens, which it takes in too: a text may be read in parts.
             start_at_layer: the first layer that runs; below 0 counted from the end.
             stop_at_layer: the first that does not run; the residual stream before it is returned.
@@ -176,13 +176,15 @@ class AttachedTransformer(GeneratingMixin, NamedHooksModule):
         if start_at_layer is not None or stop_at_layer is not None:
             if inputs:
                 raise InputError(f"a part of the layers takes no other inputs than tokens: leave {sorted(inputs)} out")
-            given = tokens if start_at_layer is not None else self._check_tokens(tokens)
+            given: Any = tokens
+            if start_at_layer is None:
+                given, attention_mask = self._read(tokens, attention_mask)
             at = {"position_ids": position_ids, "attention_mask": attention_mask}
             resid = run_layers(self, given, layers, from_tokens=start_at_layer is None, **at)
             if stop_at_layer is not None:
                 return resid
             return None if return_type is None else self.unembed_residual(resid)
-        ids = self._check_tokens(tokens)
+        ids, attention_mask = self._read(tokens, attention_mask, past)
         call, positions, documents = self._call(ids, position_ids, attention_mask, inputs, past)
         predicted = predicted_tokens(ids, padding_mask(attention_mask, ids), documents)
         if return_type in ("loss", "both") and not loss_per_token:
@@ -196,12 +198,12 @@ class AttachedTransformer(GeneratingMixin, NamedHooksModule):
             body = self._base(**call)
         if return_type is None:
             return None
-        nll = within_documents(self._nll(body, ids), documents)
+        nll = where_predicted(self._nll(body, ids), predicted)
         loss = nll if loss_per_token else mean_loss(nll, predicted)
         return (self._logits(body, ids), loss) if return_type == "both" else loss
 
     @torch.no_grad()
-    def loss_per_token(self, tokens: Int[Tensor, "batch pos"] | str, **options: Any) -> Float[Tensor, "batch pos-1"]:
+    def loss_per_token(self, tokens: Tensor | str | list[str], **options: Any) -> Float[Tensor, "batch pos-1"]:
         """Loss of each predicted token in nats, logits never held whole; options as in `forward`."""
         return self.forward(tokens, return_type="loss", loss_per_token=True, **options)
 

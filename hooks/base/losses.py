@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hooks.base.inputs import predicted_tokens
 from hooks.checks import shown
 from hooks.errors import InputError
 
 ReturnType = Literal["logits", "loss", "both"]
 LOGIT_BYTES = 256 * 2**20  # logits alive at once when only the loss is wanted
+_PIECE_BYTES = 16 * 2**20  # of them whose −log p is taken at once: memory that is used again, not asked for anew
 
 
 def check_return_type(return_type: Any) -> None:
@@ -49,7 +49,9 @@ def next_token_nll(
     def nll(start: int, stop: int) -> Tensor:
         found = logits(start, stop).to(wide).flatten(0, 1)
         targets = tokens[:, start + 1 : stop + 1].to(found.device)
-        return functional.cross_entropy(found, targets.flatten(), reduction="none").view_as(targets)
+        few = max(_PIECE_BYTES // (wide.itemsize * d_vocab), 1)
+        pieces = zip(found.split(few), targets.flatten().split(few), strict=True)
+        return torch.cat([functional.cross_entropy(*piece, reduction="none") for piece in pieces]).view_as(targets)
 
     parts = []
     for start in range(0, last, max(rows, 1)):
@@ -63,9 +65,8 @@ def mean_loss(nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch 
     return nll.mean() if predicted is None else nll[predicted.to(nll.device)].mean()
 
 
-def within_documents(
-    nll: Float[Tensor, "batch pos-1"], documents: Int[Tensor, "batch document"] | None
+def where_predicted(
+    nll: Float[Tensor, "batch pos-1"], predicted: Bool[Tensor, "batch pos-1"] | None
 ) -> Float[Tensor, "batch pos-1"]:
-    """The losses, NaN at the first token of each packed document: what stands before it is another text."""
-    predicted = predicted_tokens(nll.new_empty(len(nll), nll.shape[1] + 1), None, documents)
-    return nll if predicted is None else nll.masked_fill(~predicted, torch.nan)
+    """The losses, NaN where a token is padding, follows padding, or is the first of a packed document."""
+    return nll if predicted is None else nll.masked_fill(~predicted.to(nll.device), torch.nan)

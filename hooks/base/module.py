@@ -15,6 +15,7 @@ from transformer_lens.utilities.slice import Slice
 
 from hooks.base.cache import ActivationCache, check_full_fits
 from hooks.base.registry import FULL_HOOKS, ROWS_HOOKS, HookRegistry, NameSelector
+from hooks.base.tokenizing import is_text
 from hooks.checks import choice, flag, shown, whole, wholes
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.errors import HookConflictError, HookNameError, InputError
@@ -48,8 +49,14 @@ class NamedHooksModule(HookedRootModule):
 
         def _check_tokens(self, tokens: Any) -> Tensor: ...
 
+        def to_tokens(self, text: Any) -> Tensor: ...  # noqa: D102
+
     def resident(self, layer: int, parts: Collection[str] = ()) -> AbstractContextManager[None]:
         """Have a block's weights in memory inside the ``with`` block; where all of them are, there is nothing to do."""
+        return nullcontext()
+
+    def ending_with(self, layer: int) -> AbstractContextManager[None]:
+        """Run no block behind this one inside the ``with`` block; where all weights are there, it changes nothing."""
         return nullcontext()
 
     def hook_names(self, selector: NameSelector | None = None) -> list[str]:
@@ -269,7 +276,8 @@ class NamedHooksModule(HookedRootModule):
         full = [name for name in names if self.registry.infos[name].fires == "full mode"]
         if full and model_args:
             stream = isinstance(model_args[0], Tensor) and model_args[0].ndim == 3  # for start_at_layer
-            ids = model_args[0][:, :, 0] if stream else self._check_tokens(model_args[0])
+            given = model_args[0][:, :, 0] if stream else model_args[0]
+            ids = given if stream else self.to_tokens(given) if is_text(given) else self._check_tokens(given)
             check_full_fits(len(full), ids, self.cfg.n_heads, self.dtype)
 
 

@@ -76,7 +76,7 @@ def _ends(
         if spec.causal and before < scores.shape[-1]:
             # Of these keys the first is there for every row: in the place of those that are not, it changes no end.
             part = scores[..., before:]
-            part.copy_(torch.where(future[: part.shape[-2], : part.shape[-1]], part[..., :1], part))
+            torch.where(future[: part.shape[-2], : part.shape[-1]], part[..., :1].clone(), part, out=part)
         return scores.amin(dims), scores.amax(dims)
     mask = additive_mask(spec, block, place, scores.dtype, scores.device)
     low, high = (scores, scores) if mask is None else (scores - mask, scores + mask)

@@ -42,6 +42,8 @@ def next_token_rule(
         top_k = checks.whole("top_k", top_k, at_least=1)
     if top_p is not None:
         top_p = checks.number("top_p", top_p, above=0, at_most=1)
+    if generator is not None:
+        checks.instance("generator", generator, torch.Generator, "a torch.Generator, or leave it out")
     if temperature == 0:
         for name, value in (("top_k", top_k), ("top_p", top_p), ("generator", generator)):
             if value is not None:

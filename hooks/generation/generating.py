@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hooks import checks
 from hooks.base.inputs import padding_mask
-from hooks.base.tokenizing import TokenizingMixin
+from hooks.base.tokenizing import TokenizingMixin, is_text
 from hooks.errors import InputError
 from hooks.generation.choosing import next_token_rule
 from hooks.generation.key_values import KeyValueCache
@@ -54,14 +54,15 @@ class GeneratingMixin(TokenizingMixin):
         are kept; ``hook.ctx["query_positions"]`` and ``["key_positions"]`` say where those stand in the text.
 
         Args:
-            tokens: text, or token ids.
+            tokens: texts, padded on the left where they are unequal, or token ids. A text that follows others in
+                `past` gets no BOS token.
             max_new_tokens: at most so many new ones.
             temperature: 0 takes the most likely token; above it, tokens are drawn. See
                 `hooks.generation.choosing.next_token_rule` for this and the next two.
             top_k: draw among the k most likely tokens.
             top_p: draw among the fewest tokens that hold this share of the probability.
             stop: a row is finished with the token that completes one of these strings.
-            attention_mask: 0 where a token is padding, which must stand on the left.
+            attention_mask: 0 where a token id is padding, which must stand on the left.
             past: what was read before the tokens; afterwards it holds all but the last of the new ones too.
             use_past_kv_cache: False reads all tokens again at every step, which gives the same.
             stop_at_eos: a row is finished with a token that ends texts, where one is known.
@@ -76,8 +77,8 @@ class GeneratingMixin(TokenizingMixin):
             TokenizerError: text or stop strings and no tokenizer.
         """
         return_type = checks.choice("return_type", return_type, ("input", "tokens", "str"))
-        as_text = return_type == "str" or (return_type == "input" and _is_text(tokens))
-        ids = self._ids(tokens)
+        as_text = return_type == "str" or (return_type == "input" and is_text(tokens))
+        ids, attention_mask = self._read(tokens, attention_mask, past, "left")
         checks.flag("verbose", verbose)
         stream = self.generate_stream(
             ids,
@@ -106,7 +107,7 @@ class GeneratingMixin(TokenizingMixin):
         if not as_text:
             return whole
         texts = self._texts(whole, padding_mask(attention_mask, ids))
-        return texts[0] if isinstance(tokens, str) or (len(texts) == 1 and not _is_text(tokens)) else texts
+        return texts[0] if isinstance(tokens, str) or (len(texts) == 1 and not is_text(tokens)) else texts
 
     def generate_stream(
         self,
@@ -132,7 +133,7 @@ class GeneratingMixin(TokenizingMixin):
             >>> for token in model.generate_stream("The capital of France is", 20):
             ...     print(model.to_string(token[0]), end="", flush=True)
         """
-        ids = self._ids(tokens)
+        ids, attention_mask = self._read(tokens, attention_mask, past, "left")
         real = padding_mask(attention_mask, ids)
         check_padded_left(real)
         if not checks.flag("use_past_kv_cache", use_past_kv_cache) and past is not None:
@@ -152,10 +153,6 @@ class GeneratingMixin(TokenizingMixin):
         )
         return generated(self, ids, real, plan)
 
-    def _ids(self, tokens: Any) -> Int[Tensor, "batch pos"]:
-        """Token ids of text or ids."""
-        return self._check_tokens(self.to_tokens(tokens) if _is_text(tokens) else tokens)
-
     def _texts(self, tokens: Tensor, real: Tensor | None) -> list[str]:
         """The text of each row, padding and special tokens left out."""
         starts = [0] * len(tokens) if real is None else (~real).sum(1).tolist()
@@ -163,10 +160,3 @@ class GeneratingMixin(TokenizingMixin):
         return self._require_tokenizer("batch_decode").batch_decode(
             rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-
-
-def _is_text(tokens: Any) -> bool:
-    """Whether these are texts and not ids."""
-    return isinstance(tokens, str) or (
-        isinstance(tokens, list | tuple) and bool(tokens) and all(isinstance(each, str) for each in tokens)
-    )

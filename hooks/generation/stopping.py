@@ -33,7 +33,7 @@ def finish_rule(tokenizer: Any, stop: str | Iterable[str] | None, eos: tuple[int
 
     Raises:
         InputError: an empty string, or something else than strings.
-        TokenizerError: strings, and no tokenizer.
+        TokenizerError: strings, and no tokenizer, or one whose tokens transformers cannot compare with them.
     """
     strings = () if stop is None else checks.words("stop", stop)
     if stop is not None and not strings:
@@ -49,7 +49,13 @@ def finish_rule(tokenizer: Any, stop: str | Iterable[str] | None, eos: tuple[int
     if eos:
         criteria.append(stopping_criteria.EosTokenCriteria(list(eos)))
     if strings:
-        criteria.append(stopping_criteria.StopStringCriteria(tokenizer, list(strings)))
+        try:
+            criteria.append(stopping_criteria.StopStringCriteria(tokenizer, list(strings)))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise TokenizerError(
+                f"stop={checks.shown(stop)}: transformers cannot look for strings in the tokens of this tokenizer "
+                f"({error}): give eos_token_id, or cut the text afterwards"
+            ) from error
     return lambda tokens: criteria(cast(torch.LongTensor, tokens), None)
 
 

@@ -2,7 +2,8 @@
 
 import difflib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,11 @@ def read_source(
         WeightError: a file is damaged, or the weights are not of the sizes that the config names.
     """
     ignored = checks.words("ignore_config_keys", ignore_config_keys, error=ConfigError)
-    options = {"dtype": _dtype(dtype), "device": _device(device), "ignored": ignored}
+    options = {
+        "dtype": asked_dtype(dtype),
+        "device": checks.device("device", device, error=ConfigError),
+        "ignored": ignored,
+    }
     if isinstance(source, nn.Module):
         found = _from_live(source, **options)
     elif not isinstance(source, str | Path):
@@ -102,11 +107,11 @@ def _origin(source: Any) -> str | None:
     name = str(source if config is None else config._name_or_path)
     if not name or name in KNOWN_MODELS:
         return name or None
-    place = _place(name)
+    place = place_of(name)
     return name if kind_of(place) is None else str(place.resolve())
 
 
-def _place(source: str | Path) -> Path:
+def place_of(source: str | Path) -> Path:
     """The path that a source may be, a home directory written out."""
     path = Path(source)
     try:
@@ -115,7 +120,7 @@ def _place(source: str | Path) -> Path:
         return path
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def asked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A floating torch dtype, by itself or by name."""
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if dtype is not None and not (isinstance(found, torch.dtype) and found in FLOATING):
@@ -123,17 +128,6 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
             f"dtype={checks.shown(dtype)} is no type to compute in; use float32, bfloat16, float16 or float64"
         )
     return found
-
-
-def _device(device: torch.device | str | None) -> torch.device | str | None:
-    """A device that this machine has."""
-    try:
-        if device is not None:
-            torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"device={checks.shown(device)} does not work here ({reason}); use cpu, or None") from error
-    return device
 
 
 def _from_name(name: str, **options: Any) -> Checkpoint:
@@ -152,7 +146,7 @@ def _from_name(name: str, **options: Any) -> Checkpoint:
 
 def _from_place(source: str | Path, **options: Any) -> Checkpoint:
     """A path that exists, or else something that looks like a Hub id."""
-    path = _place(checks.path("source", source, error=UnknownModelError))
+    path = place_of(checks.path("source", source, error=UnknownModelError))
     kind = kind_of(path)
     if kind == "directory":
         return _from_directory(path, path.resolve().name, **options)
@@ -281,21 +275,41 @@ def _from_gguf(path: Path, **options: Any) -> Checkpoint:
 def _from_hub(hub_id: str, **options: Any) -> Checkpoint:
     """A Hub repository: its config, tokenizer and safetensors, nothing else."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
+    with _hub_errors_named(hub_id):
         directory = snapshot_download(
             hub_id,
             allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja"],
             ignore_patterns=["*/*"],
         )
+    return _from_directory(Path(directory), hub_id, **options)
+
+
+def hub_file(hub_id: str, name: str) -> str:
+    """Where one file of a Hub repository lies once it is fetched.
+
+    Raises:
+        UnknownModelError: it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _hub_errors_named(hub_id):
+        return hf_hub_download(hub_id, name)
+
+
+@contextmanager
+def _hub_errors_named(hub_id: str) -> Iterator[None]:
+    """The Hub's errors as ours, with what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        yield
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnknownModelError(
             f"cannot fetch {checks.shown(hub_id)} from the Hub ({reason[:300]}); check the id and the network, log in "
             f"if it is gated, or pass a local directory or one of {', '.join(KNOWN_MODELS)}"
         ) from error
-    return _from_directory(Path(directory), hub_id, **options)
 
 
 def _describe(

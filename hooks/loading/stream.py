@@ -53,6 +53,7 @@ class WeightStream:
         self._resident: dict[str, Future[Parameters]] = {}
         self._held: Counter[str] = Counter({EMBED: 1} if self._cfg.tie_word_embeddings else {})
         self._model: Any = None
+        self._last = self._order[-1]  # behind which nothing is read ahead
         self.reads: Counter[str] = Counter()
         self.digests = digests
 
@@ -132,6 +133,15 @@ class WeightStream:
         return ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
 
     @contextmanager
+    def ending_with(self, unit: str) -> Iterator[None]:
+        """Read nothing ahead behind a unit inside the ``with`` block, because the pass ends there."""
+        before, self._last = self._last, unit
+        try:
+            yield
+        finally:
+            self._last = before
+
+    @contextmanager
     def resident(self, unit: str, parts: Collection[str] = ()) -> Iterator[None]:
         """Have a unit's weights in the model inside the ``with`` block.
 
@@ -165,7 +175,7 @@ class WeightStream:
             near = self._order[at : at + 1 + _AHEAD]
             for other in [u for u in self._resident if not self._held[u] and u not in near]:
                 self._drop(other)
-            for wanted in near[: 1 + ahead]:
+            for wanted in near[: 1 + (ahead and unit != self._last)]:
                 if wanted not in self._resident:
                     self._resident[wanted] = self._reader.submit(self._read, wanted)
             found = self._resident[unit]
@@ -252,6 +262,10 @@ class StreamedWeights(nn.Module):
             parts: all that is needed of it, as beginnings of parameters' names ("attn.o_proj"); empty is everything.
         """
         return nullcontext() if self.stream is None else self.stream.resident(f"blocks.{layer}", parts)
+
+    def ending_with(self, layer: int) -> AbstractContextManager[None]:
+        """Run no block behind this one inside the ``with`` block: of a model that streams them none is read ahead."""
+        return nullcontext() if self.stream is None else self.stream.ending_with(f"blocks.{layer}")
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """What `to`, `float`, `cuda` and the like do; of a streamed model nothing can be moved or cast."""

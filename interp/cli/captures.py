@@ -8,9 +8,11 @@ import typer
 
 from interp.cli import options
 from interp.cli.options import MODELS, Device, Dtype, InterruptedRunError, TextFile
+from interp.cli.planning import summary
 
 if TYPE_CHECKING:
     from interp.captures import Capture
+    from interp.metrics import Resolved
     from interp.recording.plan import CapturePlan
 
 CAPTURE_EPILOG = "Example: ropescope capture --model smollm2-135m --text essay.txt --out essay.capture"
@@ -27,16 +29,16 @@ def capture(
     model: Annotated[str, typer.Option(metavar="MODEL", help=f"{MODELS}.")] = "gemma3-270m",
     text: TextFile = None,
     tokens: Annotated[int, typer.Option(metavar="N", help="How many tokens of it to read.")] = 4096,
-    stages: Annotated[
+    stages: options.Stages = None,
+    layers: options.Layers = None,
+    loss: options.Loss = True,
+    gradient_of: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Stages to keep besides the final q and k; by default pre_norm,pre_rope."),
+        typer.Option(
+            metavar="METRIC",
+            help="Take gradients of it: logit(' Paris'), logit_difference(' Paris', ' London'), loss().",
+        ),
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")
-    ] = None,
-    loss: Annotated[
-        bool, typer.Option("--loss/--no-loss", help="Compute the loss; without it the last layer kept ends the run.")
-    ] = True,
     out: Annotated[str, typer.Option(metavar="DIR", help="Where to write the capture.")] = "ropescope.capture",
     device: Device = None,
     dtype: Dtype = None,
@@ -49,19 +51,41 @@ def capture(
     options.check_run_options(tokens, dtype, model)
     options.check_place(out)
     chosen = options.numbers(layers, "--layers")
+    asked = options.metric(gradient_of)
     from interp.texts.texts import read_text, standard_text
 
     source = standard_text() if text is None else read_text(text)
     device = options.checked_device(device)
     with options.status("loading libraries"):
         from hooks import HookedTransformer
+        from interp.recording.gradients import resolved_metric
         from interp.recording.plan import DEFAULT_STAGES, plan_capture
     with options.status(f"loading {model}"):
-        loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device)
-    wanted = DEFAULT_STAGES if stages is None else tuple(stage.strip() for stage in stages.split(","))
+        loaded = HookedTransformer.from_pretrained(model, dtype=dtype, device=device, stream=_streams(Path(out)))
+    wanted = DEFAULT_STAGES if stages is None else options.stage_names(stages)
     plan = plan_capture(loaded, source, tokens, wanted, chosen, loss)
     options.note_short_text(plan.n_tokens, tokens)
-    _write(plan, out, force=force)
+    metric = None if asked is None else resolved_metric(plan, asked)
+    _say_what_it_takes(plan, out)
+    _write(plan, out, metric, force=force)
+
+
+def _streams(out: Path) -> bool:
+    """Whether weights are read as blocks run, once, since a capture runs each once; not where it began otherwise."""
+    from interp.storage.manifest import MANIFEST, read_manifest
+    from interp.storage.resuming import streams_weights
+
+    return not (out / MANIFEST).is_file() or streams_weights(read_manifest(out))
+
+
+def _say_what_it_takes(plan: "CapturePlan", out: str) -> None:
+    """The line of ``ropescope plan``, before anything runs."""
+    from interp.recording.forecast import Forecast, measure_speed
+
+    found = Forecast.of_plan(plan)
+    speed = measure_speed(found.cfg, found.dtype, str(plan.model.device))
+    streamed = getattr(plan.model, "stream", None) is not None
+    options.note(summary(found, speed, device=plan.model.device, streamed=streamed, out=Path(out)))
 
 
 def resume(directory: _Directory, force: _Force = False) -> None:
@@ -70,17 +94,24 @@ def resume(directory: _Directory, force: _Force = False) -> None:
     from interp.storage.manifest import read_manifest
 
     manifest = read_manifest(Path(directory))
-    if manifest.is_complete:
+    from interp.storage.resuming import metric_to_finish
+
+    asked = metric_to_finish(Path(directory), manifest)
+    if manifest.is_complete and asked is None:
+        from interp.storage.gradient_files import tidy_gradients
         from interp.storage.writing import tidy
 
         tidy(Path(directory))
+        tidy_gradients(Path(directory))
         typer.echo(f"{directory} is complete")
         return
     with options.status(f"loading {manifest.model_id}"):
         from interp.storage.resuming import load_model, plan_rest
 
         plan = plan_rest(Path(directory), manifest, load_model(Path(directory), manifest))
-    _write(plan, directory, force=force)
+    from interp.recording.gradients import resolved_metric
+
+    _write(plan, directory, None if asked is None else resolved_metric(plan, asked), force=force)
 
 
 def info(
@@ -91,6 +122,7 @@ def info(
     options.check_capture(directory)
     from hooks.errors import CaptureDamagedError
     from interp.captures import open_capture
+    from interp.storage.gradient_files import damaged_gradients
     from interp.storage.manifest import read_manifest
     from interp.storage.reading import CaptureFiles
     from interp.storage.statistics_store import StatisticsStore
@@ -98,6 +130,7 @@ def info(
     manifest = read_manifest(Path(directory))
     if verify:
         problems = CaptureFiles(Path(directory), manifest).damaged() + StatisticsStore(Path(directory), {}).damaged()
+        problems += damaged_gradients(Path(directory))
         if problems:
             raise CaptureDamagedError("; ".join(problems))
     typer.echo(_described(open_capture(directory)))
@@ -105,19 +138,27 @@ def info(
         typer.echo(f"verified: {len(manifest.files)} files are what they were when they were written")
 
 
-def _write(plan: "CapturePlan", out: str, *, force: bool) -> None:
+def _write(plan: "CapturePlan", out: str, metric: "Resolved | None", *, force: bool) -> None:
     """Say what it will cost, capture, and say what was written."""
     from interp.captures import read_capture
     from interp.recording.cost import Pace, size_estimate, time_estimate
+    from interp.storage.gradient_files import write_with_gradients
     from interp.storage.manifest import MANIFEST, read_manifest
     from interp.storage.writing import write_capture
 
     started = time.monotonic()
     typer.echo(size_estimate(plan, Path(out)))
+    if metric is not None:
+        typer.echo(f"gradients of {metric.name} take {plan.gradient_bytes:,} bytes more, and three times as long")
     begun = Path(out) / MANIFEST
-    typer.echo(time_estimate(plan, read_manifest(Path(out)).blocks_run if begun.is_file() else 0))
+    if getattr(plan.model, "stream", None) is None:  # a trial would read the embedding and a block for nothing else
+        typer.echo(time_estimate(plan, read_manifest(Path(out)).blocks_run if begun.is_file() else 0))
     try:
-        write_capture(plan, out, force=force, watch=Pace(plan, typer.echo))
+        watch = Pace(plan, typer.echo)
+        if metric is None:
+            write_capture(plan, out, force=force, watch=watch)
+        else:
+            write_with_gradients(plan, out, metric, force=force, watch=watch)
     except KeyboardInterrupt:
         again = f"go on with: ropescope resume {out}" if begun.is_file() else "nothing was captured yet: run it again"
         raise InterruptedRunError(f"interrupted; {again}") from None
@@ -147,6 +188,16 @@ def _storage_rows(cap: "Capture") -> list[tuple[str, str]]:
     return rows
 
 
+def _gradient_line(cap: "Capture") -> str:
+    """Of what there are gradients."""
+    if cap.gradients is not None:
+        return f"of {cap.gradients.metric}, which is {cap.gradients.value:.6g}"
+    from interp.storage.gradient_record import has_gradients
+
+    begun = cap.path is not None and has_gradients(cap.path)
+    return f"unfinished: go on with `ropescope resume {cap.path}`" if begun else "none"
+
+
 def _described(cap: "Capture") -> str:
     """What a capture holds, in lines."""
     from interp.tensors.description import size_in_words
@@ -157,6 +208,7 @@ def _described(cap: "Capture") -> str:
         ("loss", _loss_line(cap)),
         ("q, k and v", f"{cap.n_bytes:,} bytes"),
         *_storage_rows(cap),
+        ("gradients", _gradient_line(cap)),
         ("complete", "yes" if cap.is_complete else f"no: go on with `ropescope resume {cap.path}`"),
     ]
     lines = [f"{name:<11} {value}" for name, value in rows]

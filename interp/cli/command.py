@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hooks.errors import InputError, RopescopeError
-from interp.cli import captures, comparing, exploring, options, tables
+from interp.cli import auditing, captures, comparing, corpora, exploring, options, planning, tables
 from interp.cli.options import MODELS, Device, Dtype, InterruptedRunError, TextFile, fail
 from interp.cli.output import sturdy_output
 
@@ -89,10 +89,13 @@ def report(
     typer.echo(f"wrote {out} ({size:.1f} MB) in {time.monotonic() - started:.0f} s")
 
 
+app.command(epilog=auditing.AUDIT_EPILOG)(auditing.audit)
 app.command(epilog=captures.CAPTURE_EPILOG)(captures.capture)
+app.command(epilog=planning.PLAN_EPILOG)(planning.plan)
 app.command(epilog=captures.RESUME_EPILOG)(captures.resume)
 app.command(epilog=captures.INFO_EPILOG)(captures.info)
 app.command(epilog=comparing.COMPARE_EPILOG)(comparing.compare)
+app.command(epilog=corpora.CORPUS_EPILOG)(corpora.corpus)
 app.command(epilog=exploring.EXPLORE_EPILOG)(exploring.explore)
 app.command(epilog=tables.HOOKS_EPILOG)(tables.hooks)
 app.command(epilog=tables.STATS_EPILOG)(tables.stats)

@@ -2,12 +2,15 @@
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hooks import checks
 from hooks.errors import CaptureError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from interp.metrics import Metric
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODELS = "gemma3-270m, smollm2-135m, a Hub id, a directory or a .gguf file"
@@ -18,6 +21,14 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; by default the model's own.")
+]
+Stages = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Stages to keep besides the final q and k; by default pre_norm,pre_rope."),
+]
+Layers = Annotated[str | None, typer.Option(metavar="LIST", help="Layers to keep, such as 0,3-5; by default all.")]
+Loss = Annotated[
+    bool, typer.Option("--loss/--no-loss", help="Compute the loss; without it the last layer kept ends the run.")
 ]
 
 
@@ -41,11 +52,30 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     return sorted(chosen)
 
 
+def stage_names(text: str) -> tuple[str, ...]:
+    """``pre_norm, pre_rope`` as names."""
+    return tuple(stage.strip() for stage in text.split(","))
+
+
+def metric(text: str | None) -> "Metric | None":
+    """The metric that a call in words makes, or an InputError."""
+    if text is None:
+        return None
+    from interp.metrics import from_text
+
+    return from_text(text)
+
+
 def check_run_options(tokens: int, dtype: str | None, model: str) -> None:
     """Raise an InputError for a number of tokens, a type or a model that no run can have."""
     check_model(model)
     if tokens < 2:
         raise InputError(f"--tokens {tokens}: attention needs at least 2")
+    check_dtype(dtype)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise an InputError for a type that no weights can have."""
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r}: choose from {', '.join(DTYPES)}")
 

@@ -66,7 +66,7 @@ def stats(
 
     if analysis is not None and analysis not in CATALOGUE:
         raise InputError(f"no analysis {analysis!r}: there are {', '.join(CATALOGUE)}")
-    say = _console().out  # not typer.echo, which writes UTF-8 to a terminal that asked for ASCII
+    say = console().out  # not typer.echo, which writes UTF-8 to a terminal that asked for ASCII
     say("s: score, p: attention, Δ: distance; <name>: a setting of the call", highlight=False)
     for name in CATALOGUE if analysis is None else [analysis]:
         say()
@@ -79,7 +79,7 @@ def _print_variables(title: str, variables: "Table") -> None:
     rows = [
         (name, v.group, ", ".join(v.dims), v.units, v.formula, v.description, v.source) for name, v in variables.items()
     ]
-    if _console().width >= _ROOMY:
+    if console().width >= _ROOMY:
         said = [any(cells) for cells in zip(*rows, strict=True)]
         _print_table(title, tuple(compress(header, said)), [tuple(compress(row, said)) for row in rows])
         return
@@ -138,10 +138,10 @@ def _print_table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    _console().print(table)
+    console().print(table)
 
 
-def _console() -> "Console":
+def console() -> "Console":
     """Where tables go: as wide as a terminal, or wide enough for a pipe."""
     from rich.console import Console
 

@@ -16,7 +16,11 @@ def stack_layers(datasets: Mapping[int, xr.Dataset]) -> xr.Dataset:
     Where a layer lacks a coordinate (a distance beyond its window, say), floats become NaN, counts 0 and
     other whole numbers −1, so that whole numbers stay whole.
     """
-    first = next(iter(datasets.values()))
+    number, first = next(iter(datasets.items()))
+    if len(datasets) == 1:  # most are asked for one by one, and of one layer nothing needs to be aligned
+        variables = {name: (("layer", *v.dims), v.values[None], v.attrs) for name, v in first.data_vars.items()}
+        layer = xr.IndexVariable("layer", np.asarray([number], dtype=np.int64), COORDINATES["layer"])
+        return xr.Dataset(variables, {"layer": layer, **first.coords}, first.attrs)
     fill = {name: _missing(str(name), variable.dtype) for name, variable in first.variables.items()}
     stacked = xr.concat(
         list(datasets.values()),

@@ -25,6 +25,13 @@ def token_text(token: object, longest: int = _LONGEST_TOKEN) -> str:
     return html.escape(visible_text(token, longest), quote=False).replace(" ", "·")
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a reader wants them."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def _visible(character: str) -> str:
     """A character that is not printed, as one that is."""
     return {"\n": "⏎", "\t": "⇥", "\r": "␍"}.get(character, f"⟨{ord(character):04X}⟩")

@@ -175,7 +175,7 @@ class Distances(Family):
     def _scores_by_index(self, block: Block) -> None:
         """The same where diagonals are not distances: each visible cell goes to its distance by index."""
         visible = block.visible()
-        index, at, size = self._index(block, visible)
+        index, at, size = _distance_index(block, visible)
         count = torch.bincount(index, minlength=size).double()
         cells = block.scores[:, visible].double()
         shape = (cells.shape[0], size)
@@ -191,28 +191,30 @@ class Distances(Family):
     def pattern(self, block: Block) -> None:
         """Attention summed over each distance, and the same weighted by what it moves."""
         totals, value_norm = block.work.totals.distances, block.work.value_norm
-        at, sums = self._by_distance(block, block.buffers.pattern, block.pattern)
+        at, sums = by_distance(block, block.buffers.pattern, block.pattern)
         totals["attention"][block.heads, at] += sums
         if value_norm is not None:
             torch.mul(block.pattern, value_norm[block.heads, None, block.keys], out=block.scores)
-            at, sums = self._by_distance(block, block.buffers.scores, block.scores)
+            at, sums = by_distance(block, block.buffers.scores, block.scores)
             totals["attention_value"][block.heads, at] += sums
 
-    def _by_distance(self, block: Block, flat: Tensor, cells: Tensor) -> tuple[slice, Float[Tensor, "group distance"]]:
-        """Sums of a buffer's cells over distances, and where they belong."""
-        if block.in_step:
-            columns = block.visible_diagonals()
-            return block.distances_of(columns), block.diagonals(flat, columns).sum(1).double().flip(-1)
-        visible = block.visible()
-        index, at, size = self._index(block, visible)
-        return at, _sum_by(index, cells[:, visible].double(), size)
 
-    def _index(self, block: Block, visible: Tensor) -> tuple[Int[Tensor, " cell"], slice, int]:
-        """For each visible cell which distance it has, counted from the block's smallest; where those lie; how many."""
-        distance = block.work.visibility.distances(block.rows, block.keys)[visible]
-        start = int(distance.min())
-        size = int(distance.max()) - start + 1
-        return distance - start, slice(start - block.work.low, start - block.work.low + size), size
+def by_distance(block: Block, flat: Tensor, cells: Tensor) -> tuple[slice, Float[Tensor, "group distance"]]:
+    """Sums of a buffer's cells over distances, and where they belong."""
+    if block.in_step:
+        columns = block.visible_diagonals()
+        return block.distances_of(columns), block.diagonals(flat, columns).sum(1).double().flip(-1)
+    visible = block.visible()
+    index, at, size = _distance_index(block, visible)
+    return at, _sum_by(index, cells[:, visible].double(), size)
+
+
+def _distance_index(block: Block, visible: Tensor) -> tuple[Int[Tensor, " cell"], slice, int]:
+    """For each visible cell which distance it has, counted from the block's smallest; where those lie; how many."""
+    distance = block.work.visibility.distances(block.rows, block.keys)[visible]
+    start = int(distance.min())
+    size = int(distance.max()) - start + 1
+    return distance - start, slice(start - block.work.low, start - block.work.low + size), size
 
 
 def _sum_by(index: Int[Tensor, " cell"], cells: Float[Tensor, "group cell"], size: int) -> Float[Tensor, "group size"]:

@@ -35,7 +35,7 @@ def run_portable(work: Pass, row_offset: int = 0, done: Callable[[int], None] | 
     for kv_head in range(work.k.shape[1]):
         heads = slice(kv_head * group, (kv_head + 1) * group)
         keys = work.k[:, kv_head] if everything else work.k[work.visibility.key, kv_head]
-        keys = keys.to(_score_dtype(work, heads, keys)).contiguous()
+        keys = keys.to(score_dtype(work, heads, keys)).contiguous()
         for rows in work.visibility.blocks(work.height):
             block = Block(work, buffers, heads, rows, row_offset)
             block.score(keys)
@@ -64,7 +64,7 @@ def _measure(block: Block, families: list[Family]) -> Tensor:
     return ~torch.isfinite(block.top).all()
 
 
-def _score_dtype(work: Pass, heads: slice, keys: Float[Tensor, "kept d_head"]) -> torch.dtype:
+def score_dtype(work: Pass, heads: slice, keys: Float[Tensor, "kept d_head"]) -> torch.dtype:
     """Precision of q·k: float64 where scores may be so large that float32 sums would show in the pattern."""
     if not keys.numel():
         return work.dtype

@@ -33,6 +33,7 @@ from interp.measure.visibility import Visibility
 from interp.measure.work import Pass
 
 MEMORY_BUDGET = 32 * 2**20
+DEVICE_BUDGET = 2**31  # of a CUDA device: blocks as high as they get at any length that has been asked for
 _TILE_NUMBERS = 2048  # of a row in the fused pass: scores of a tile with its edges, sums and largest of its keys
 Backend = Literal["auto", "portable", "fused"]
 
@@ -53,7 +54,7 @@ def attention_statistics(
     query_positions: Int[Tensor, " query"] | None = None,
     key_positions: Int[Tensor, " key"] | None = None,
     documents: Sequence[int] | Int[Tensor, " document"] | None = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     backend: Backend = "auto",
 ) -> xr.Dataset:
@@ -92,7 +93,8 @@ def attention_statistics(
         documents: Rows of k at which the documents begin that are packed into one row, ascending from 0; None is one
             document. Each is measured as it would be alone: rows and keys stand one behind the other, pairs of all
             documents count together.
-        memory_budget: Bytes that the blocks at hand may take, over all threads; a block has at least one row.
+        memory_budget: Bytes that the blocks at hand may take, over all threads; a block has at least one row. None is
+            32 MiB, and 2 GiB of a CUDA device.
         progress: Called with rows done and rows in total, over all heads; by default a bar on a terminal, once it takes
             longer than a moment.
         backend: "fused" is compiled and multi-threaded, for float32 scores on the CPU and keys without holes;
@@ -109,9 +111,9 @@ def attention_statistics(
     groups = frozenset(checks.choices("groups", groups, GROUPS))
     backend = checks.choice("backend", backend, get_args(Backend))
     map_size = checks.whole("map_size", map_size, at_least=1)
-    memory_budget = checks.whole("memory_budget", memory_budget, at_least=1)
     check_progress(progress)
     check_tensors(q, k, v, w_o, spec)
+    budget = _budget(memory_budget, q)
     start = checked_start(query_start, q, k, spec)
     device = float64_device(q.device)
     q, k, v = q.to(device), k.to(device), None if v is None else v.to(device)
@@ -144,19 +146,18 @@ def attention_statistics(
     run = _choose(backend, q, dtype, in_step=all(own.keys_in_step for _, own in apart))
     buffers = torch.get_num_threads() if run is run_fused else BUFFERS * (q.shape[1] // k.shape[1])
     beside = _TILE_NUMBERS if run is run_fused else 0
-    total, finished = q.shape[1] * n_rows, 0
+    total, finished, offset, measured_rows = q.shape[1] * n_rows, 0, 0, 0
 
     def done(rows: int) -> None:
         nonlocal finished
         finished += rows
         report(finished, total)
 
-    offset = measured_rows = 0
     with counted("measuring attention") if progress is None else nullcontext(progress) as report:
         for parts, rows in zip(chosen, samples.rows, strict=True):
             before = totals.sums(measured_rows) if samples.estimate else {}
             for (keys, _), own in zip(apart, parts, strict=True):
-                height = block_height(memory_budget, buffers, own, spec, dtype, beside)
+                height = block_height(budget, buffers, own, spec, dtype, beside)
                 norms = None if value_norm is None else value_norm[:, keys]
                 of_keys = totals.of_keys(keys)
                 run(pass_over(visibility=own, totals=of_keys, value_norm=norms, height=height), offset, done)
@@ -168,6 +169,13 @@ def attention_statistics(
     measured = Measured(see, in_order, samples, errors, query_positions, key_positions, value_norm, low)
     values = None if v is None else "‖v_j‖" if w_o is None else "‖v_j W_O‖"
     return build_dataset(totals, measured, values).assign_attrs(backend=run.__name__.removeprefix("run_"))
+
+
+def _budget(memory_budget: int | None, q: Tensor) -> int:
+    """Bytes for the blocks at hand: as asked for, or what the device of q can spare."""
+    if memory_budget is not None:
+        return checks.whole("memory_budget", memory_budget, at_least=1)
+    return DEVICE_BUDGET if q.is_cuda else MEMORY_BUDGET
 
 
 def _map_shape(map_size: int, n_queries: int, n_keys: int) -> tuple[int, int]:
@@ -220,5 +228,9 @@ def value_norms(
         norms = torch.linalg.vector_norm(v, dim=-1, dtype=torch.float64).T.repeat_interleave(group, dim=0)
         return norms.to(dtype)
     factor = torch.linalg.qr(w_o.to(v.device, torch.float64).mT, mode="r").R
-    moved = (v[:, h // group].double() @ factor[h].T for h in range(heads))
-    return torch.stack([torch.linalg.vector_norm(each, dim=-1) for each in moved]).to(dtype)
+    norms = []
+    for kv_head in range(v.shape[1]):
+        own = v[:, kv_head].double()
+        for head in range(kv_head * group, (kv_head + 1) * group):
+            norms.append(torch.linalg.vector_norm(own @ factor[head].T, dim=-1))
+    return torch.stack(norms).to(dtype)

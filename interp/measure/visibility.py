@@ -89,7 +89,7 @@ class Visibility:
         """
         if documents is None:
             return [(slice(0, self.key.numel()), self)]
-        edges = torch.cat((documents, documents.new_tensor([self.n_keys])))
+        edges = torch.nn.functional.pad(documents, (0, 1), value=self.n_keys)
         ends, parts = torch.searchsorted(self.key, edges).tolist(), []
         number = torch.searchsorted(documents, self.query_index, right=True) - 1
         names = ("row", "query_index", "query_position", "first", "stop")

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from hooks import checks
 from hooks.errors import InputError
-from interp.plots.bands import caption
+from interp.plots.bands import EDGES, caption
 from interp.plots.base import finish, label_of, with_heads
 from interp.plots.curves import add_curves, along_positions, key_to_colours
 from interp.plots.given import drawn
@@ -38,10 +38,9 @@ def rows_by_position(
         InputError: no variable lies along the text.
     """
     rows = with_heads(rows)
-    edges = ("_low", "_high", "_stderr")
     found = [str(name) for name, values in rows.items() if "position_bin" in values.dims]
     names = (
-        [name for name in found if not name.endswith(edges)] if names is None else list(checks.words("names", names))
+        [name for name in found if not name.endswith(EDGES)] if names is None else list(checks.words("names", names))
     )
     if not names:
         raise InputError("no variable over position_bin to draw")

@@ -10,6 +10,8 @@ from interp.plots.base import traces_of
 
 # More bands than this hide one another; then only highlighted heads have theirs.
 MOST_BANDS = 24
+# How the names of variables end that say how sure another one is.
+EDGES = ("_low", "_high", "_stderr", "_sem")
 
 
 class Band(NamedTuple):

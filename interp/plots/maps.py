@@ -13,6 +13,7 @@ from hooks.checks import choice
 from hooks.errors import InputError
 from interp.common.words import head_name, token_text
 from interp.plots import theme
+from interp.plots.bands import EDGES
 from interp.plots.base import finish, heads_of, in_lines, label_of, names_of, say, with_heads
 from interp.plots.given import drawn
 from interp.plots.highlight import Highlight, named_heads, outline_cells
@@ -75,7 +76,7 @@ def head_scores(summary: xr.Dataset, *, title: str = "Head scores", highlight: H
     summary = with_heads(summary)
     named, labels = named_heads(highlight, summary), names_of(summary)
     names = [str(name) for name, v in summary.data_vars.items() if set(v.dims) == {"layer", "head"} and _numeric(v)]
-    names = [name for name in names if not name.endswith(("_low", "_high", "_stderr"))]
+    names = [name for name in names if not name.endswith(EDGES)]
     if not names:
         raise InputError(f"no variable over (layer, head) to draw among {', '.join(map(str, summary)) or 'none'}")
     across = min(_PANELS_ACROSS, len(names))

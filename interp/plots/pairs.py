@@ -66,7 +66,7 @@ def _one_head(bias: xr.Dataset, name: str, title: str | None) -> go.Figure:
         subplot_titles=["Size of q and k in each pair", "Mean score that each pair adds"],
     )
     _norms(figure, bias, wavelength, name)
-    _scores(figure, bias, wavelength, name)
+    add_pair_scores(figure, bias, wavelength, name)
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
     if not len(wavelength):
         for row in (1, 2):
@@ -90,11 +90,11 @@ def _norms(figure: go.Figure, bias: xr.Dataset, wavelength: np.ndarray, name: st
             row=1,
             col=1,
         )
-    figure.update_xaxes(type="log", title="wavelength [tokens]", row=1, col=1, **_decade_ticks(wavelength))
+    figure.update_xaxes(type="log", title="wavelength [tokens]", row=1, col=1, **decade_ticks(wavelength))
     figure.update_yaxes(title="norm", rangemode="tozero", row=1, col=1)
 
 
-def _scores(figure: go.Figure, bias: xr.Dataset, wavelength: np.ndarray, name: str) -> None:
+def add_pair_scores(figure: go.Figure, bias: xr.Dataset, wavelength: np.ndarray, name: str) -> None:
     """What each pair adds to the score at each distance, in the lower panel."""
     pairs = bias["pair"].values
     dim = "distance_bin" if "distance_bin" in bias.dims else "distance"
@@ -109,7 +109,7 @@ def _scores(figure: go.Figure, bias: xr.Dataset, wavelength: np.ndarray, name: s
         colorscale=theme.DIVERGING_SCALE,
         customdata=np.broadcast_to(distance_labels(bias), z.shape),
         text=np.broadcast_to(
-            np.asarray([_pair_name(*row) for row in zip(pairs, wavelength, strict=True)])[:, None], z.shape
+            np.asarray([pair_name(*row) for row in zip(pairs, wavelength, strict=True)])[:, None], z.shape
         ),
         hovertemplate=f"{name}, %{{text}}, Δ %{{customdata}}: %{{z:.3g}}<extra></extra>",
         colorbar={
@@ -153,7 +153,7 @@ def _all_heads(bias: xr.Dataset, title: str | None, highlight: Highlight) -> go.
     )
     said = np.asarray(
         [
-            [f"{n}, {_pair_name(p, w)}" for p, w in zip(pairs, row, strict=True)]
+            [f"{n}, {pair_name(p, w)}" for p, w in zip(pairs, row, strict=True)]
             for n, row in zip(names, wavelength, strict=True)
         ]
     )
@@ -179,7 +179,7 @@ def _all_heads(bias: xr.Dataset, title: str | None, highlight: Highlight) -> go.
     return finish(figure, title, int(np.clip(130 + 8 * len(names), 340, 900)), caption(figure, bias))
 
 
-def _decade_ticks(wavelength: np.ndarray) -> dict:
+def decade_ticks(wavelength: np.ndarray) -> dict:
     """A tick at each power of ten, written out."""
     if not len(wavelength):
         return {}
@@ -187,7 +187,7 @@ def _decade_ticks(wavelength: np.ndarray) -> dict:
     return {"tickvals": [10.0**p for p in powers], "ticktext": [_short(10.0**p) for p in powers]}
 
 
-def _pair_name(pair: int, wavelength: float) -> str:
+def pair_name(pair: int, wavelength: float) -> str:
     """A pair in words."""
     return (
         f"pair {pair} (wavelength {_short(wavelength)} tokens)"

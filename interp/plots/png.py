@@ -3,6 +3,7 @@
 import base64
 import struct
 import zlib
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float
@@ -37,6 +38,7 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
+@cache
 def _palette() -> bytes:
     """Colour 0 for cells without pairs, then the shades from light to dark."""
     shades = [theme.rgb(level / (_LEVELS - 1), theme.SHADE_SCALE) for level in range(_LEVELS)]

@@ -7,11 +7,12 @@ from plotly.subplots import make_subplots
 
 from interp.plots import theme
 from interp.plots.bands import caption
-from interp.plots.base import DECADES, distance_axis, finish, label_of, names_of, positive, say, with_heads
+from interp.plots.base import DECADES, distance_axis, finish, positive, with_heads
 from interp.plots.curves import add_curves, along_distance, along_positions, key_to_colours
 from interp.plots.given import drawn
-from interp.plots.highlight import Highlight, head_ticks, mark_places, named_heads
+from interp.plots.highlight import Highlight
 from interp.plots.maps import Scale, head_scores, layer_head_map
+from interp.plots.points import points_by_head
 from interp.plots.reduced import thinned, with_share_used
 
 
@@ -59,40 +60,7 @@ def precision_cost(
         title: heading of the figure; by default what the number is.
         highlight: heads to pick out, as (layer, head), or {(layer, head): name}.
     """
-    cost = with_heads(cost)
-    cost = cost if "dtype" in cost.dims else cost.expand_dims("dtype")
-    values, heads, named = cost[variable], names_of(cost), named_heads(highlight, cost)
-    figure, lacking = go.Figure(), []
-    for place, dtype in enumerate(cost["dtype"].values):
-        y = values.sel(dtype=dtype).transpose("layer", "head").values.ravel()
-        y = positive(np.where(np.isfinite(y), y, np.nan))
-        if not np.isfinite(y).any():
-            lacking.append(str(dtype))
-            continue
-        figure.add_scatter(
-            x=np.arange(len(heads)),
-            y=y,
-            mode="markers",
-            marker={"color": theme.SERIES[place % len(theme.SERIES)], "size": 6, "symbol": place},
-            text=heads,
-            hovertemplate=f"%{{text}}, {dtype}: %{{y:.3g}}<extra></extra>",
-            name=str(dtype),
-            showlegend=True,
-        )
-    figure.update_xaxes(
-        title="layer (one point per head)",
-        **head_ticks(cost, 30, named, across=True),
-        range=[-1, len(heads)],
-        showgrid=False,
-    )
-    mark_places(figure, cost, named, across=True)
-    what = variable.replace("_", " ")
-    figure.update_yaxes(type="log", title=label_of(values, what), **DECADES)
-    if len(lacking) == cost.sizes["dtype"]:
-        say(figure, f"nothing to draw: {what} is zero, infinite or missing in every head")
-    words = [caption(figure, cost), f"not drawn, zero, infinite or missing in every head: {', '.join(lacking)}"]
-    note = "; ".join(word for word in (words if lacking else words[:1]) if word)
-    return finish(figure, title or str(values.attrs.get("description", variable)), 380, note)
+    return points_by_head(cost, variable, "dtype", title=title, highlight=highlight)
 
 
 def _add_uniform(figure: go.Figure, received: xr.Dataset, middle: np.ndarray) -> None:

@@ -4,6 +4,7 @@ import xarray as xr
 
 from hooks.errors import InputError
 from interp.common.words import visible_text
+from interp.plots.bands import EDGES
 
 # Dimensions that results have of their own; any other was added by whoever put results side by side.
 _PLACE = {
@@ -18,7 +19,23 @@ _PLACE = {
     "map_query",
     "map_key",
 }
-_PART = {"score_bin", "sink_size", "pair", "variant", "stage", "q", "dtype", "shift", "part", "kind", "rank"}
+_PART = {
+    "score_bin",
+    "sink_size",
+    "pair",
+    "variant",
+    "stage",
+    "q",
+    "dtype",
+    "shift",
+    "part",
+    "kind",
+    "rank",
+    "level",
+    "gap",
+    "kv_head",
+    "segment",
+}
 _TEXT = {"length", "depth"}
 OWN = frozenset(_PLACE | _PART | _TEXT)
 _ONCE = ("layer", "head", "variant", "stage", "dtype", "shift", "distance", "length", "depth")
@@ -68,7 +85,7 @@ def averaged(result: xr.Dataset, own: frozenset[str] = OWN) -> xr.Dataset:
         name, dims = str(key), [dim for dim in extra if dim in values.dims]
         if not dims:
             kept[name] = values
-        elif values.dtype.kind in "fiub" and not name.endswith(("_low", "_high", "_stderr")):
+        elif values.dtype.kind in "fiub" and not name.endswith(EDGES):
             low, high = (result.get(f"{name}_{edge}", values) for edge in ("low", "high"))
             kept[name] = values.mean(dims, keep_attrs=True)
             kept[f"{name}_low"], kept[f"{name}_high"] = low.min(dims), high.max(dims)

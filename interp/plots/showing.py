@@ -12,12 +12,16 @@ import xarray as xr
 from hooks import checks
 from hooks.errors import InputError
 from interp.plots.along_text import rows_by_position
+from interp.plots.audited import pair_strengths, proven_scores, schedule_changes, wavelengths
 from interp.plots.base import finish
+from interp.plots.causes import effect_by_head, patched
+from interp.plots.counts import coverage
 from interp.plots.differences import comparison
 from interp.plots.distance import attention_by_distance, attention_by_variant
 from interp.plots.loss import loss_by_position
-from interp.plots.maps import attention_window, head_scores, pooled_map
+from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
 from interp.plots.needle import needle_grid
+from interp.plots.over_texts import spread_over_texts
 from interp.plots.pairs import frequency_pairs
 from interp.plots.profiles import bound_by_distance, precision_cost, received_by_position, relativity_error, sink_rate
 from interp.plots.ranges import score_ranges
@@ -28,12 +32,15 @@ from interp.plots.training import watched_scores
 from interp.plots.variables import one_head, show_variable
 
 _COMPARED = OWN | {"capture"}
+_ROTATIONS = OWN | {"rotation", "schedule"}
 _ROWS = ("entropy", "max_score", "max_prob", "mean_distance", "sink_mass")
 _KEYS = ("received", "received_max", "received_value")
 
 
 def _statistics(result: xr.Dataset, **options: Any) -> go.Figure:
     """By distance where that was measured, else along the text, else the pooled map."""
+    if "distance_bin" in result.dims and "attention_mean" in result:
+        return attention_by_distance(averaged(result), **options)
     if "distance" in result.dims:
         return _distances(result, **options)
     if "query" in result.dims and (rows := [name for name in _ROWS if name in result]):
@@ -81,16 +88,44 @@ def _alone(draw: Callable[..., go.Figure], own: frozenset[str] = OWN) -> Callabl
     return draw_one
 
 
+def _ranges(result: xr.Dataset, **options: Any) -> go.Figure:
+    """The ranges under every variant; those of many texts are as run, and are maps of heads."""
+    if "min" in result and not {"variant", "stage"} & set(result["min"].dims) and "variant" not in result.coords:
+        return _means(head_scores)(result, **({"title": "Ranges of the scores"} | options))
+    return _alone(score_ranges)(result, **options)
+
+
+def _direct(result: xr.Dataset, **options: Any) -> go.Figure:
+    """What each head adds to the logit, summed over the keys that it reads."""
+    mean = averaged(result)
+    whole = mean["logit"].sum([dim for dim in mean["logit"].dims if dim == "key"])
+    said = {"averaged": mean.attrs["averaged"]} if "averaged" in mean.attrs else {}
+    whole = whole.assign_attrs(mean["logit"].attrs | said)
+    options.setdefault("title", str(result.attrs.get("description", "")))
+    return layer_head_map(whole, **options)
+
+
 _FIGURES: dict[str, Callable[..., go.Figure]] = {
+    "activation_patching": _means(patched),
     "attention_map": _maps(pooled_map),
     "attention_pattern": _maps(attention_window),
     "attention_statistics": _statistics,
+    "audit_heads": _alone(pair_strengths),
+    "audit_layers": _alone(proven_scores),
+    "audit_rotations": _alone(wavelengths, _ROTATIONS),
+    "audit_schedules": _alone(schedule_changes, _ROTATIONS),
+    "attribution": _means(effect_by_head),
+    "attribution_patching": _means(patched),
     "bound_by_distance": lambda result, **options: bound_by_distance(
         averaged(with_share_used(thinned(result))), **options
     ),
     "compare": _means(comparison, _COMPARED),
+    "compare_corpora": _alone(comparison),
+    "coverage": _means(coverage),
+    "direct_logit_attribution": _direct,
     "frequency_bias": lambda result, **options: frequency_pairs(averaged(thinned(result)), **options),
     "head_summary": _means(head_scores),
+    "knock_out_sweep": _means(patched),
     "loss_by_position": _means(loss_by_position),
     "needle_sweep": _means(needle_grid),
     "positional_bias": _statistics,
@@ -98,9 +133,13 @@ _FIGURES: dict[str, Callable[..., go.Figure]] = {
     "ranked": _alone(ranking, _COMPARED),
     "received_by_position": _means(received_by_position),
     "relativity_error": _means(relativity_error),
-    "score_ranges": _alone(score_ranges),
+    "score_ranges": _ranges,
+    "spread_over_texts": _alone(spread_over_texts),
     "sink_rate": _means(sink_rate),
+    "top_edges": _alone(ranking),
     "top_keys": _alone(ranking),
+    "top_texts": _alone(ranking),
+    "top_tokens": _alone(ranking),
     "typical_heads": _alone(ranking),
     "watch_scores": _alone(watched_scores, OWN | {"step"}),
     "what_if_rope": _statistics,

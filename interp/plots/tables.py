@@ -39,7 +39,7 @@ def ranking(ranks: xr.Dataset, *, title: str | None = None) -> go.Figure:
     """A row per rank: the heads of each kind, those that changed most, or the keys that a query attends to.
 
     Args:
-        ranks: a `typical_heads`, `ranked` or `top_keys` Dataset.
+        ranks: a `typical_heads`, `ranked`, `top_keys`, `top_edges` or `top_tokens` Dataset.
         title: heading of the figure; by default what the ranking is of.
     """
     rows = ranks.to_dataframe(dim_order=list(ranks.dims)).reset_index()
@@ -81,4 +81,4 @@ def _table(columns: Mapping[str, Any], title: str) -> go.Figure:
 
 def _text(column: str, value: object) -> str:
     """A cell's text; spaces are marked in tokens only."""
-    return token_text(value) if column == "token" else html.escape(visible_text(value), quote=False)
+    return token_text(value) if column.endswith("token") else html.escape(visible_text(value), quote=False)

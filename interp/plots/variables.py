@@ -10,6 +10,7 @@ from interp.common.words import visible_text
 from interp.plots.along_text import rows_by_position
 from interp.plots.bands import caption
 from interp.plots.base import distance_axis, finish, label_of, with_heads
+from interp.plots.causes import effect_map
 from interp.plots.curves import add_curves, along_distance, key_to_colours
 from interp.plots.highlight import Highlight
 from interp.plots.maps import attention_window, head_scores, layer_head_map, pooled_map
@@ -20,7 +21,7 @@ from interp.plots.several import OWN, averaged, averaged_array
 _MOST_PANELS = 12
 _MAPS = {frozenset({"map_query", "map_key"}): pooled_map, frozenset({"query", "key"}): attention_window}
 _MAPS |= {frozenset(dims): needle_cells for dims in ({"length", "depth"}, {"length"}, {"depth"})}
-_PANELS = ("variant", "stage", "dtype", "shift", "part", "capture", "sink_size", "q")
+_PANELS = ("variant", "stage", "dtype", "shift", "part", "capture", "sink_size", "q", "level", "gap")
 
 
 def show_variable(values: xr.DataArray, **options: Any) -> go.Figure:
@@ -40,6 +41,8 @@ def show_variable(values: xr.DataArray, **options: Any) -> go.Figure:
     options = {"title": _title(values)} | options
     if not over and {"layer", "head"} & set(values.dims):
         return layer_head_map(averaged_array(values), **options)
+    if over == {"map_query", "map_key"} and str(values.name).startswith("effect"):
+        return effect_map(one_head(averaged_array(values)), **options)
     if frozenset(over) in _MAPS:
         return _MAPS[frozenset(over)](one_head(averaged_array(values)), **options)
     if over in ({"distance"}, {"distance_bin"}):

@@ -10,11 +10,12 @@ from torch import Tensor
 from hooks import AttentionSpec
 from hooks.attached.transformer import AttachedTransformer
 from hooks.functional.float64 import float64_device
-from hooks.functional.rope import attention_factor, inv_freq
+from hooks.functional.rope import attention_factor
 from hooks.model import HookedTransformer
 from hooks.modules.attention import Attention
 from hooks.modules.qk_norm import QKNorm
 from hooks.modules.rotary import Rotary
+from interp.common.schedules import frequencies_of
 from interp.tensors.constants import LayerConstants
 
 _NEEDED = ("attn.o_proj.weight", "attn.q_norm.", "attn.k_norm.", "attn.sinks")
@@ -39,13 +40,14 @@ def score_constants(model: HookedTransformer | AttachedTransformer, layer: int, 
     """Those of them that decide scores, of a layer whose weights are there; cheap enough for every training step."""
     attn = cast(Attention, model.blocks[layer].attn)
     rope = model.cfg.rope_for(layer)
-    frequencies, factor = (None, 1.0) if rope is None else inv_freq(rope, model.cfg.d_head, n_tokens)
+    frequencies, factor = (None, 1.0) if rope is None else frequencies_of(rope, model.cfg.d_head, n_tokens)
     if rope is not None and rope.learnable:
         rotary = cast(Rotary, model.get_submodule(f"rotary.{model.cfg.layer_type(layer)}"))
-        frequencies = cast(Tensor, rotary.inv_freq).detach().clone()
+        frequencies = cast(Tensor, rotary.inv_freq).detach()
     gain_q, bias_q = _gain_and_bias(getattr(attn, "q_norm", None))
     gain_k, bias_k = _gain_and_bias(getattr(attn, "k_norm", None))
-    # Copies: a training step after the capture must not reach into it.
+    # Copies: neither a training step after the capture nor another capture must reach into it.
+    frequencies = None if frequencies is None else frequencies.clone()
     spec = attn.spec if attn.spec.sinks is None else replace(attn.spec, sinks=attn.spec.sinks.detach().clone())
     return LayerConstants(gain_q, gain_k, bias_q, bias_k, frequencies, factor, w_o=None, spec=spec)
 

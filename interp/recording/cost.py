@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from hooks import HookedTransformerConfig
+from interp.common.words import duration
 from interp.recording.plan import CapturePlan
 
 _TRIAL_TOKENS = 512
@@ -36,14 +37,14 @@ def time_estimate(plan: CapturePlan, blocks_run: int = 0) -> str:
     before = time.monotonic()
     plan.model.blocks[0](stream, context)
     rate = block_operations(plan.model.cfg, 0, tokens.shape[1]) / max(time.monotonic() - before, 1e-6)
-    takes = _duration(_operations(plan, blocks_run) / rate)
+    takes = duration(_operations(plan, blocks_run) / rate)
     return f"at the speed of a trial on {tokens.shape[1]:,} tokens it takes about {takes}"
 
 
 def _operations(plan: CapturePlan, start: int = 0) -> float:
     """Floating-point operations of a capture from this block on."""
     cfg, n = plan.model.cfg, plan.n_tokens
-    head = 2 * n * cfg.d_model * cfg.d_vocab if plan.loss else 0
+    head = head_operations(cfg, n) if plan.loss else 0
     return head + sum(block_operations(cfg, layer, n) for layer in range(start, plan.n_blocks))
 
 
@@ -72,19 +73,27 @@ class Pace:
         took = time.monotonic() - self._before
         done = block_operations(self._plan.model.cfg, layer, self._plan.n_tokens)
         seconds = took * _operations(self._plan, layer + 1) / done
-        self._say(f"layer {layer} took {took:.1f} s; the rest takes about {_duration(seconds)}")
+        self._say(f"layer {layer} took {took:.1f} s; the rest takes about {duration(seconds)}")
 
 
 def block_operations(cfg: HookedTransformerConfig, layer: int, n: int) -> float:
     """Floating-point operations of one block on n tokens: its matrices, and attention over the visible pairs."""
+    return matrix_operations(cfg, n) + attention_operations(cfg, layer, n)
+
+
+def matrix_operations(cfg: HookedTransformerConfig, n: int) -> float:
+    """Floating-point operations of the matrices of one block on n tokens."""
     width = 2 * (cfg.n_heads + cfg.n_kv_heads) * cfg.d_head + (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0)
+    return 2 * n * cfg.d_model * width
+
+
+def attention_operations(cfg: HookedTransformerConfig, layer: int, n: int) -> float:
+    """Floating-point operations of attention in one layer: q·k and p·v over the visible pairs."""
     seen = min(cfg.window(layer) or n, n)
     pairs = seen * (seen + 1) / 2 + (n - seen) * seen
-    return 2 * n * cfg.d_model * width + 4 * pairs * cfg.n_heads * cfg.d_head
+    return 4 * pairs * cfg.n_heads * cfg.d_head
 
 
-def _duration(seconds: float) -> str:
-    """Seconds as a reader wants them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def head_operations(cfg: HookedTransformerConfig, n: int) -> float:
+    """Floating-point operations of the unembedding on n tokens."""
+    return 2 * n * cfg.d_model * cfg.d_vocab

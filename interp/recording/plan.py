@@ -1,11 +1,12 @@
 """What to capture, checked before anything runs: the tokens, the layers, the stages, and what they will cost."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks import HookedTransformer, HookedTransformerConfig, checks
@@ -22,6 +23,14 @@ from interp.texts.texts import Text, as_text, tokenise
 DEFAULT_STAGES = ("pre_norm", "pre_rope")
 
 
+class StreamSink(Protocol):
+    """Takes residual streams."""
+
+    def put_stream(self, layer: int, resid: Float[Tensor, "1 pos d_model"]) -> None:
+        """Take the stream before a block, or after the last one."""
+        ...
+
+
 @dataclass(frozen=True)
 class CapturePlan:
     """A model, a text and what to keep of the pass over it.
@@ -35,6 +44,7 @@ class CapturePlan:
         provenance: as `Capture.provenance`.
         loss: whether to compute the loss, for which every block must run.
         documents: where the documents begin that are packed into the row; None is one text.
+        streams: takes the residual stream after each block, for the way back from a metric; None without.
     """
 
     model: HookedTransformer | AttachedTransformer
@@ -45,6 +55,7 @@ class CapturePlan:
     provenance: dict[str, dict[str, str]]
     loss: bool = True
     documents: Int[Tensor, " document"] | None = None
+    streams: StreamSink | None = None
 
     @property
     def positions(self) -> Int[Tensor, " pos"]:
@@ -68,15 +79,11 @@ class CapturePlan:
 
     def stage_names(self, layer: int) -> tuple[str, ...]:
         """The stages to keep of a layer, in the order of computation; the last is final."""
-        steps = self.steps[layer]
-        done = {steps_before(stage, steps) for stage in (*self.stages, "final")}
-        return tuple(stage_name(n, steps) for n in sorted(n for n in done if n is not None))
+        return stages_of(self.steps[layer], self.stages)
 
     def layer_bytes(self, layer: int) -> int:
         """Bytes of the q, k and v kept of a layer."""
-        cfg = self.model.cfg
-        rows = len(self.stage_names(layer)) * (cfg.n_heads + cfg.n_kv_heads) + cfg.n_kv_heads
-        return rows * cfg.d_head * self.n_tokens * self.model.dtype.itemsize
+        return layer_bytes(self.model.cfg, self.steps[layer], self.stages, self.n_tokens, self.model.dtype)
 
     @property
     def n_bytes(self) -> int:
@@ -85,9 +92,15 @@ class CapturePlan:
 
     def stored_bytes(self, start: int = 0) -> int:
         """Bytes that a capture on disk stores of the layers from one on, where later stages follow from the first."""
+        one = stored_bytes(self.model.cfg, self.n_tokens, self.model.dtype)
+        return one * sum(layer >= start for layer in self.steps)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients of all that is kept, and of what the heads give."""
         cfg = self.model.cfg
-        row = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head * self.model.dtype.itemsize
-        return row * self.n_tokens * sum(layer >= start for layer in self.steps)
+        z = cfg.n_heads * cfg.d_head * self.n_tokens * self.model.dtype.itemsize
+        return self.n_bytes + len(self.steps) * z
 
     @property
     def stream_bytes(self) -> int:
@@ -109,20 +122,17 @@ def plan_capture(
     check_model(model)
     # A hybrid's other layers have no q and k.
     attending = getattr(model, "attending_layers", tuple(range(model.cfg.n_layers)))
-    chosen = _chosen_layers(model.cfg, attending if layers is None else layers)
     if checks.flag("loss", loss) and not getattr(model, "has_head", True):
         raise StageError("this model was attached without its output head, so it has no loss: capture with loss=False")
-    stages = _stage_names(stages)
+    stages, steps = asked_of(model.cfg, stages, attending if layers is None else layers, model.attention_steps)
     prepend_bos = None if prepend_bos is None else checks.flag("prepend_bos", prepend_bos)
     n_tokens = None if n_tokens is None else checks.whole("n_tokens", n_tokens, at_least=2)
-    steps = {layer: model.attention_steps(layer, "q") for layer in chosen}
-    _check_stages(stages, steps)
-    tokens, what, text = _tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
+    tokens, what, text = tokens_of(model, text_or_tokens, n_tokens, prepend_bos)
     documents = None if positions is None else _documents_of(positions, tokens)
     str_tokens = list(model.to_str_tokens(tokens[0])) if model.tokenizer else [str(i) for i in tokens[0].tolist()]
     settings = {
         "tokens": f"{tokens.shape[1]:,}",
-        "layers": number_ranges(chosen),
+        "layers": number_ranges(tuple(steps)),
         "stages": ", ".join(dict.fromkeys((*stages, "final"))),
     }
     if layers is None and len(attending) < model.cfg.n_layers:
@@ -133,16 +143,53 @@ def plan_capture(
     if documents is not None:
         settings["documents"] = f"{len(documents):,} packed into one row"
     provenance = describe(model, text, what, tokens[0], str_tokens, settings)
-    return CapturePlan(model, tokens, str_tokens, tuple(stages), steps, provenance, loss, documents)
+    return CapturePlan(model, tokens, str_tokens, stages, steps, provenance, loss, documents)
 
 
-def _tokens_of(
+def asked_of(
+    cfg: HookedTransformerConfig,
+    stages: str | Sequence[str],
+    layers: int | Iterable[int],
+    steps_of: Callable[[int, Literal["q"]], tuple[str, ...]],
+) -> tuple[tuple[str, ...], dict[int, tuple[str, ...]]]:
+    """The stages that are asked for, and the steps of each layer to keep, in order; both checked against the model.
+
+    Raises:
+        StageError: an unknown stage, one that no layer has, or a layer that the model does not have.
+    """
+    chosen = _chosen_layers(cfg, layers)
+    named = _stage_names(stages)
+    steps = {layer: steps_of(layer, "q") for layer in chosen}
+    _check_stages(named, steps)
+    return named, steps
+
+
+def stages_of(steps: tuple[str, ...], stages: Sequence[str]) -> tuple[str, ...]:
+    """The stages to keep of a layer with these steps, in the order of computation; the last is final."""
+    done = {steps_before(stage, steps) for stage in (*stages, "final")}
+    return tuple(stage_name(n, steps) for n in sorted(n for n in done if n is not None))
+
+
+def layer_bytes(
+    cfg: HookedTransformerConfig, steps: tuple[str, ...], stages: Sequence[str], n_tokens: int, dtype: torch.dtype
+) -> int:
+    """Bytes of the q, k and v that a capture keeps of one layer."""
+    rows = len(stages_of(steps, stages)) * (cfg.n_heads + cfg.n_kv_heads) + cfg.n_kv_heads
+    return rows * cfg.d_head * n_tokens * dtype.itemsize
+
+
+def stored_bytes(cfg: HookedTransformerConfig, n_tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of them on disk, the one place that says so: v, and q and k at one stage, from which the later follow."""
+    return (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head * n_tokens * dtype.itemsize
+
+
+def tokens_of(
     model: HookedTransformer | AttachedTransformer,
     source: "str | Text | Sequence[int] | Tensor",
     n_tokens: int | None,
     prepend_bos: bool | None,
 ) -> tuple[Int[Tensor, "1 pos"], str, Text | None]:
-    """Tokens in one row, one line on what they are, and the text if there is one."""
+    """Tokens in one row, one line on what they are, and the text if there is one; arguments as of `interp.capture`."""
     if isinstance(source, str | Text):
         text = as_text(source)
         tokens, what = tokenise(model, text, n_tokens, prepend_bos)

@@ -14,6 +14,7 @@ from hooks import HookedTransformer, HookedTransformerConfig
 from hooks.attached.transformer import AttachedTransformer
 from interp.texts.texts import Text
 
+STREAMED = "streamed "  # the hash of streamed weights begins so
 _PACKAGES = ("ropescope", "torch", "transformers", "transformer_lens")
 
 
@@ -60,7 +61,7 @@ def weight_hash(model: HookedTransformer | AttachedTransformer) -> str:
     """
     stream = getattr(model, "stream", None)
     if stream is not None:
-        return f"streamed {stream.stamp}"
+        return f"{STREAMED}{stream.stamp}"
     digest = hashlib.sha256()
     tensors = dict(model.named_parameters())
     original: Any = getattr(model, "original_model", None)

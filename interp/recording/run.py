@@ -1,12 +1,14 @@
 """The pass itself: one block at a time, keeping q, k and v of the layers asked for."""
 
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hooks.base.losses import within_documents
+from hooks.base.inputs import predicted_tokens
+from hooks.base.losses import where_predicted
 from interp.common.progress import track
 from interp.recording.plan import CapturePlan
 
@@ -38,11 +40,13 @@ def run_blocks(
     packed = None if plan.documents is None else plan.positions[None].to(plan.tokens.device)
     stream = model.embed_tokens(plan.tokens, position_ids=packed) if resid is None else resid
     context = model.context(plan.tokens, position_ids=packed)
-    for layer in track(range(start, plan.n_blocks), "running the model"):
-        stream = _block(plan, layer, stream, context, sink)
+    with nullcontext() if plan.loss else model.ending_with(plan.n_blocks - 1):
+        for layer in track(range(start, plan.n_blocks), "running the model"):
+            stream = _block(plan, layer, stream, context, sink)
     if not plan.loss:
         return torch.empty(0)
-    return within_documents(model.residual_loss(stream, plan.tokens), context.documents)[0].cpu()
+    predicted = predicted_tokens(plan.tokens, None, context.documents)
+    return where_predicted(model.residual_loss(stream, plan.tokens), predicted)[0].cpu()
 
 
 def _block(plan: CapturePlan, layer: int, resid: Tensor, context: Any, sink: Sink) -> Tensor:
@@ -50,14 +54,22 @@ def _block(plan: CapturePlan, layer: int, resid: Tensor, context: Any, sink: Sin
     kept: dict[str, Tensor] = {}
     with plan.model.hooks(fwd_hooks=_keepers(plan, layer, kept)):
         resid = plan.model.blocks[layer](resid, context)
+    if plan.streams is not None:
+        plan.streams.put_stream(layer + 1, resid)
     sink.put(layer, kept, resid)
     return resid
 
 
+def hook_points(plan: CapturePlan, layer: int) -> dict[str, str]:
+    """The points at which what is kept of a layer passes, by the name that it is kept under; none of most layers."""
+    if layer not in plan.steps:
+        return {}
+    found = {f"{x}.{stage}": f"hook_{x}_{stage}" for x in "qk" for stage in plan.stage_names(layer)}
+    return {name: f"blocks.{layer}.attn.{point}" for name, point in (found | {"v": "hook_v_final"}).items()}
+
+
 def _keepers(plan: CapturePlan, layer: int, kept: dict[str, Tensor]) -> list:
     """(name, hook) pairs that put the wanted tensors of one layer into `kept`."""
-    if layer not in plan.steps:
-        return []
 
     def keeper(name: str):
         def keep(tensor: Tensor, hook: object) -> None:
@@ -65,6 +77,4 @@ def _keepers(plan: CapturePlan, layer: int, kept: dict[str, Tensor]) -> list:
 
         return keep
 
-    points = {f"{x}.{stage}": f"hook_{x}_{stage}" for x in "qk" for stage in plan.stage_names(layer)}
-    points["v"] = "hook_v_final"
-    return [(f"blocks.{layer}.attn.{point}", keeper(name)) for name, point in points.items()]
+    return [(point, keeper(name)) for name, point in hook_points(plan, layer).items()]

@@ -82,7 +82,7 @@ def render(cap: CaptureData, found: Analyses, second: tuple[CaptureData, Analyse
     from plotly.offline import get_plotlyjs
 
     data = page_data(cap, found, second)
-    return _template().render(
+    return page_template("report.html.j2").render(
         model=visible_text(cap.model_id, _LONGEST_NAME),
         cards=sentences.cards(cap, found.ranges, found.sinks, found.typical),
         sentences=sentences.sentences(cap, found.r2, found.ranges, found.sinks, found.typical),
@@ -131,15 +131,20 @@ def page_data(cap: CaptureData, found: Analyses, second: tuple[CaptureData, Anal
         "second": None if second is None else _head_data(*second, heads),
         "map_decades": png.DECADES,
         "template": theme.template().to_plotly_json(),
-        "colours": {
-            "dark": theme.DARK,
-            "content": sorted(theme.CONTENT_KEYS),
-            "shades": theme.SHADES,
-            "diverging": theme.DIVERGING,
-            "series": theme.SERIES,
-            "ink": theme.INK,
-            "quiet": theme.QUIET,
-        },
+        "colours": page_colours(),
+    }
+
+
+def page_colours() -> dict[str, Any]:
+    """The colours that a page's script draws in, and their partners in the dark."""
+    return {
+        "dark": theme.DARK,
+        "content": sorted(theme.CONTENT_KEYS),
+        "shades": theme.SHADES,
+        "diverging": theme.DIVERGING,
+        "series": theme.SERIES,
+        "ink": theme.INK,
+        "quiet": theme.QUIET,
     }
 
 
@@ -149,8 +154,8 @@ def _head_data(cap: CaptureData, found: Analyses, heads: Sequence[int]) -> dict[
 
 
 @cache
-def _template():
-    """The page's template; everything put into it is escaped unless the template says otherwise."""
+def page_template(name: str) -> Any:
+    """The template of a page; everything put into it is escaped unless the template says otherwise."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -160,7 +165,7 @@ def _template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _check_comparable(cap: CaptureData, other: CaptureData) -> None:

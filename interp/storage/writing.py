@@ -1,12 +1,8 @@
 """A capture on disk, written: killed at any moment, it goes on from the last finished layer to the same bytes."""
 
-import errno
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +21,7 @@ from interp.recording.run import run_blocks
 from interp.storage import manifest as names
 from interp.storage.background import Background
 from interp.storage.derived import without_derived
+from interp.storage.disk import check_room, system_errors_named
 from interp.storage.lock import LOCK, locked
 from interp.storage.manifest import (
     Manifest,
@@ -82,7 +79,7 @@ def write_capture(
         OutputError: it cannot be written, or would not fit on the disk. What is finished stays, to be resumed.
     """
     directory = checks.path("path", path, error=OutputError)
-    with _system_errors_named(directory):
+    with system_errors_named(directory):
         own = OwnFiles(plan.n_tokens, plan.model.cfg.d_model, json.dumps(_source_of(plan)).encode())
         _entries(directory, own)  # before the weights are read to tell one model from another
         wanted = manifest_of(plan)
@@ -92,7 +89,7 @@ def write_capture(
             if found.is_complete and not _leftovers(directory, found, own):
                 return
         else:
-            _check_room(directory, plan.stored_bytes() + 2 * plan.stream_bytes)
+            check_room(directory, plan.stored_bytes() + 2 * plan.stream_bytes)
             directory.mkdir(exist_ok=True)
             sync_directory(directory.absolute().parent)
         with locked(directory):
@@ -227,7 +224,7 @@ class CaptureWriter:
             return
         if (self.directory / SOURCE).is_file() and self.own(self.directory / SOURCE):
             self._write_source()  # an earlier version's carries no mark
-        _check_room(self.directory, self.plan.stored_bytes(ran) + 2 * self.plan.stream_bytes)
+        check_room(self.directory, self.plan.stored_bytes(ran) + 2 * self.plan.stream_bytes)
         begun, now = self.manifest.environment, environment(self.plan.model)
         if self.manifest.forced:
             begun = {key: value for key, value in self.manifest.forced[-1].items() if key != "from_block"}
@@ -260,7 +257,7 @@ def tidy(directory: Path) -> None:
         CaptureBusyError: another process is writing it.
         OutputError: it cannot be removed.
     """
-    with _system_errors_named(directory):
+    with system_errors_named(directory):
         manifest = read_manifest(directory)
         own = OwnFiles(manifest.n_tokens, manifest.config["d_model"])
         if manifest.is_complete and _leftovers(directory, manifest, own):
@@ -311,31 +308,3 @@ def _leftovers(directory: Path, manifest: Manifest, own: OwnFiles) -> list[str]:
 def _has_source_mark(path: Path) -> bool:
     """Whether a file says, in this version's form, where a model came from."""
     return has_json_mark(path, "source")
-
-
-def _check_room(directory: Path, n_bytes: int) -> None:
-    """Raise an OutputError when the disk would not hold what is to be written."""
-    place = directory if directory.exists() else directory.absolute().parent
-    if not place.is_dir():
-        raise OutputError(f"cannot write {str(directory)!r}: there is no directory {str(place)!r}; create it first")
-    free = shutil.disk_usage(place).free
-    if n_bytes > free:
-        raise OutputError(
-            f"the capture takes {n_bytes / 1e9:.2f} GB more in {str(directory)!r} and {free / 1e9:.2f} GB are free: "
-            "free some space, choose another disk, or keep fewer layers, stages or tokens"
-        )
-
-
-@contextmanager
-def _system_errors_named(directory: Path) -> Iterator[None]:
-    """Turn what the system says while writing into an OutputError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full; free some space" if full else f"{error.strerror or error}; see that it can be written"
-        raise OutputError(
-            f"cannot write the capture in {str(directory)!r}: {what} and run it again: what is finished stays"
-        ) from None

@@ -1,9 +1,9 @@
 """What a capture holds and says of itself: q, k and v of each layer, the loss, and their exact statistics."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import xarray as xr
@@ -21,6 +21,7 @@ from interp.measure.schema import GROUPS
 from interp.measure.statistics import attention_statistics
 from interp.tensors.constants import LayerConstants
 from interp.tensors.documents import counted_positions, document_starts
+from interp.tensors.gradients import Gradients
 from interp.tensors.layers import HeldLayer
 from interp.tensors.selection import Choice, asked_layers, part_of
 from interp.tensors.stages import stage_name, steps_before
@@ -55,6 +56,7 @@ class CaptureData:
         provenance: model, text, settings, cited constants and versions, as nested dictionaries of plain values.
         path: the directory of a capture on disk, else None.
         is_complete: False for a capture on disk that was interrupted; `layers` are then those that were finished.
+        gradients: the metric of which gradients were captured, its value, and they; None without.
     """
 
     cfg: HookedTransformerConfig
@@ -69,6 +71,8 @@ class CaptureData:
     path: Path | None = None
     is_complete: bool = True
     _store: StatisticsStore | None = None
+    gradients: Gradients | None = None
+    _model: Callable[[], Any] | None = None  # gives the model that it was made of while that is alive
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -175,6 +179,42 @@ class CaptureData:
         with torch.no_grad():
             return attend_fused(q, k, v, spec, **standing)[0, ..., :width]
 
+    def gradient(
+        self,
+        layer: int,
+        tensor: Literal["z", "q", "k", "v"],
+        stage: str = "final",
+        *,
+        positions: Choice = None,
+        heads: Choice = None,
+    ) -> Float[Tensor, "pos head d_head"]:
+        """∂m/∂x of the metric that the capture was made with: how m moves when this tensor alone is moved.
+
+        Args:
+            layer: which layer.
+            tensor: "z" is what each head gives before W_O; k and v have kv heads.
+            stage: of q and k, as in `q`: before or after a step. z and v have the final one alone.
+            positions: as in `q`.
+            heads: as in `q`.
+
+        Raises:
+            StageError: no gradient was captured, the layer was not captured, or has no such stage.
+            PositionError: a position or head that is not there.
+        """
+        held = self._layer(layer)
+        tensor = checks.choice("tensor", tensor, ("z", "q", "k", "v"), error=StageError)
+        done = steps_before(checks.text("stage", stage, error=StageError), held.steps)
+        if self.gradients is None:
+            raise StageError(
+                "this capture has no gradients: capture(model, tokens, gradient_of=metrics.logit(…)) takes them"
+            )
+        found = self.gradients.layers[layer]
+        name = tensor if tensor in "zv" else f"{tensor}.{'' if done is None else stage_name(done, held.steps)}"
+        if name not in found or (tensor in "zv" and stage != "final"):
+            there = ", ".join(found)
+            raise StageError(f"no gradient of {tensor} at stage {stage!r} in layer {layer}; it holds those of {there}")
+        return part_of(found[name], positions, heads)
+
     def spec(self, layer: int) -> AttentionSpec:
         """How q and k of this layer become a pattern: scale, window, soft-cap, sinks."""
         return self._layer(layer).constants.spec
@@ -197,7 +237,12 @@ class CaptureData:
         return replace(self, _layers={n: self._layer(n) for n in sorted(chosen)})
 
     def statistics(
-        self, layers: int | Sequence[int] | None = None, groups: str | Sequence[str] = GROUPS, *, map_size: int = 128
+        self,
+        layers: int | Sequence[int] | None = None,
+        groups: str | Sequence[str] = GROUPS,
+        *,
+        map_size: int = 128,
+        device: torch.device | str | None = None,
     ) -> xr.Dataset:
         """Exact attention statistics of each layer, computed once and kept: in memory, and beside a capture on disk.
 
@@ -205,17 +250,26 @@ class CaptureData:
             layers: which of the captured layers; None is all of them.
             groups: families of statistics, see `interp.attention_statistics`.
             map_size: side of the pooled attention map in cells.
+            device: where to compute them, one layer there at a time; None is where q and k are, of a capture on disk
+                the CPU. What is kept already is not computed again.
 
         Returns:
             The Dataset of `interp.attention_statistics` with a leading dimension ``layer``.
+
+        Raises:
+            InputError: a device that this machine has not.
+            StageError: a layer that was not captured.
         """
+        device = checks.device("device", device)
         chosen = asked_layers(self.layers, layers)
         groups = tuple(sorted(checks.choices("groups", groups, GROUPS)))
         map_size = checks.whole("map_size", map_size, at_least=1)
-        found = {n: self._layer_statistics(n, groups, map_size) for n in track(chosen, "measuring attention")}
+        found = {n: self._layer_statistics(n, groups, map_size, device) for n in track(chosen, "measuring attention")}
         return stack_layers(found)
 
-    def _layer_statistics(self, layer: int, groups: tuple[str, ...], map_size: int) -> xr.Dataset:
+    def _layer_statistics(
+        self, layer: int, groups: tuple[str, ...], map_size: int, device: torch.device | str | None
+    ) -> xr.Dataset:
         """Statistics of one layer: from memory, from beside the capture, or computed and kept in both."""
         key, settings = (layer, groups, map_size), {"groups": groups, "map_size": map_size}
         held = self._layer(layer)
@@ -224,17 +278,15 @@ class CaptureData:
             if kept is not None:
                 self._statistics[key] = kept
         if key not in self._statistics:
-            v = held.v
+            q, k, v, spec = self.q(layer), self.k(layer), held.v, held.constants.spec
+            w_o = None if v is None else held.constants.w_o
+            if device is not None:
+                q, k = q.to(device), k.to(device)
+                v, w_o = (None if x is None else x.to(device) for x in (v, w_o))
+                spec = replace(spec, sinks=None if spec.sinks is None else spec.sinks.to(device))
             with named_layer(layer):
                 found = attention_statistics(
-                    self.q(layer),
-                    self.k(layer),
-                    held.constants.spec,
-                    v=v,
-                    w_o=None if v is None else held.constants.w_o,
-                    groups=groups,
-                    map_size=map_size,
-                    **self.standing,
+                    q, k, spec, v=v, w_o=w_o, groups=groups, map_size=map_size, **self.standing
                 )
             self._statistics[key] = found
             if self._store is not None:

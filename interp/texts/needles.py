@@ -83,7 +83,7 @@ def plant_needle(
     needle, asked = (model.to_tokens(text, prepend_bos=False)[0].cpu() for text in (sentence, question))
     if not len(needle):
         raise InputError(f"sentence={sentence!r} has no tokens: give the sentence that is to be found again")
-    told = needle if answer is None else model.to_tokens(answer, prepend_bos=False)[0].cpu()
+    told = needle if answer is None else model.to_tokens(checks.text("answer", answer), prepend_bos=False)[0].cpu()
     if not len(told):
         raise InputError(f"answer={answer!r} has no tokens: give what answers the question, or None for the sentence")
     rest = n_tokens - len(needle) - len(asked) - len(told)

@@ -42,7 +42,7 @@ def made(n=120, **changes):
     return capture(tiny_model(**settings | changes), random_tokens(n)[0])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])

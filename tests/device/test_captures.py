@@ -10,12 +10,16 @@ import xarray as xr
 from tiny_foreign import foreign_model, foreign_tokens
 from tiny_hooked import random_tokens, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
 import interp
 from hooks import AttentionSpec, HookedTransformer, QKNormConfig, RopeConfig
+from hooks.errors import InputError
+from interp.measure import statistics
 from interp.recording.plan import plan_capture
 from interp.storage.writing import write_capture
+from interp.tensors import capture_data
 
 N = 60
 KINDS = {
@@ -135,6 +139,60 @@ def test_a_text_is_captured(device):
         interp.capture(there, interp.repeated_tokens(there, 10)),
         interp.capture(model, interp.repeated_tokens(model, 10)),
     )
+
+
+@pytest.mark.parametrize("kind", ["plain", "sinks and windows", "capped and clipped"])
+def test_statistics_of_a_capture_on_disk_are_computed_on_a_device(device, monkeypatch, tmp_path, kind):
+    model, tokens, places = tiny_model(**KINDS[kind]), random_tokens(N), []
+    interp.capture(model, tokens, tmp_path / "cap")
+    wanted = interp.capture(model, tokens).statistics()
+    plain = capture_data.attention_statistics
+
+    def watched(q, k, spec, *, v, w_o, **more):
+        places.extend(x.device for x in (q, k, v, w_o, spec.sinks) if x is not None)
+        return plain(q, k, spec, v=v, w_o=w_o, **more)
+
+    monkeypatch.setattr(capture_data, "attention_statistics", watched)
+    cap = interp.open_capture(tmp_path / "cap")
+    for where in (device.device, str(device.device)):
+        cap._statistics.clear()
+        agree(cap.statistics(map_size=16 if places else 128, device=where)["lse"], wanted["lse"])
+    agree(cap.statistics(), wanted)
+    assert set(places) == {device.device}
+    packed = interp.capture(model, tokens, tmp_path / "packed", positions=torch.arange(N) % 20)
+    agree(
+        packed.statistics(device=device.device),
+        interp.capture(model, tokens, positions=torch.arange(N) % 20).statistics(),
+    )
+    for wrong in ("cuda:nine", 3.5, "nowhere"):
+        with pytest.raises(InputError, match="device="):
+            cap.statistics(device=wrong)
+
+
+def test_a_pass_on_cuda_has_a_budget_of_its_own(cuda, monkeypatch):
+    q, asked = torch.randn(30, 2, 8), []
+    monkeypatch.setattr(statistics, "block_height", lambda budget, *_: asked.append(budget) or 16)
+    for x in (q, q.to(cuda.device)):
+        interp.attention_statistics(x, x, AttentionSpec(0.3), backend="portable")
+        interp.attention_statistics(x, x, AttentionSpec(0.3), backend="portable", memory_budget=2**20)
+    assert asked == [32 * 2**20, 2**20, 2 * 2**30, 2**20]
+
+
+@torch.no_grad()
+def test_weights_are_streamed_to_a_device(device, tmp_path):
+    tiny.tiny_model("qwen3", tiny.Shape(layers=3), dtype=torch.float32).save_pretrained(tmp_path / "model")
+    held = HookedTransformer.from_pretrained(tmp_path / "model")
+    there = HookedTransformer.from_pretrained(tmp_path / "model", device=str(device.device), stream=True)
+    assert there.device == device.device
+    there.stream._reader.submit(TorchDispatchMode.__enter__, device).result()  # a mode is a thread's own
+    tokens, places = tiny.tokens(20, batch=1), []
+    look = [("blocks.1.hook_resid_pre", lambda x, hook: places.append((x.device, there.blocks[1].attn.W_Q.device)))]
+    out = there.run_with_hooks(tokens.to(device.device), fwd_hooks=look)
+    assert places == [(device.device, device.device)]
+    assert torch.allclose(out.cpu(), held(tokens), rtol=1e-4, atol=1e-4)
+    same_tensors(interp.capture(there, tokens, tmp_path / "cap"), interp.capture(held, tokens))
+    left = [name for name, p in there.named_parameters() if not p.is_meta and name.startswith("blocks.0")]
+    assert not left
 
 
 def test_a_capture_on_disk_goes_on_after_an_interruption(device, tmp_path):

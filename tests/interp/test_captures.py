@@ -152,12 +152,13 @@ def test_chosen_layers_only(model):
         ([3, D_VOCAB], InputError),
         ([-1, 3], InputError),
         ([0.5, 1.0], InputError),
-        ([[1, 2], [3, 4]], InputError),
+        ([[[1, 2], [3, 4]]], InputError),
+        ([[1, 2], [0.5, 4]], InputError),
         (None, InputError),
         (" \n ", TextError),
         ("a lone \ud800 surrogate", TextError),
-        (["one", "two"], InputError),
-        ([[1, 2], [3]], InputError),
+        (["one", "two"], TokenizerError),
+        ([[1, 2], [3]], TextError),
     ],
 )
 def test_what_cannot_be_read_raises(model, tokens, error):

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import hooks
 import interp
 from hooks import AttentionSpec, HookedTransformer, HookedTransformerConfig, QKNormConfig, RopeConfig, recipes
-from interp import plots
+from interp import metrics, plots
 from interp.common.binning import bin_distances
 from interp.plots.reduced import binned_by_distance
 
@@ -23,7 +23,9 @@ def tokenizer():
     vocabulary = {word: i for i, word in enumerate([*WORDS, "[UNK]", "<s>"])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", bos_token="<s>", pad_token="[UNK]")
+    made = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", bos_token="<s>", pad_token="[UNK]")
+    made.chat_template = "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
+    return made
 
 
 def model():
@@ -39,9 +41,11 @@ def calls(made, cap, other, directory):
         **_configs(made),
         **_of_the_model(made),
         **_captures(made, cap, directory),
-        **_analyses(made, cap, other),
+        **_analyses(made, cap, other, directory),
         **_figures(made, cap, other, directory),
         **_recipes(made),
+        **_corpora(made, directory),
+        **_metrics(),
     }
 
 
@@ -85,8 +89,22 @@ def _only(function, value):
 def _of_the_model(made):
     ids, resid = random_tokens(9, vocab=14), torch.ones(1, 9, made.cfg.d_model)
     options = {"position_ids": torch.arange(9)[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
-    forward = {"tokens": ids, "return_type": "logits", "rope_length": 20, "loss_per_token": False, **options}
+    forward = {
+        "tokens": ids,
+        "return_type": "logits",
+        "rope_length": 20,
+        "loss_per_token": False,
+        "past": None,
+        **options,
+    }
+    forward |= {"start_at_layer": None, "stop_at_layer": None}
     name = "blocks.0.attn.hook_q"
+    texts = {"prepend_bos": True, "padding_side": "left", "truncate": False}
+    writing = {
+        **{"tokens": ids, "max_new_tokens": 2, "temperature": 0.5, "top_k": 5, "top_p": 0.9, "stop": None},
+        **{"attention_mask": options["attention_mask"], "past": None, "use_past_kv_cache": True, "stop_at_eos": True},
+        **{"eos_token_id": 3, "generator": torch.Generator().manual_seed(0)},
+    }
     return {
         "HookedTransformer": (HookedTransformer, {"cfg": tiny_config(n_layers=1), "tokenizer": None}),
         "from_pretrained": (
@@ -120,7 +138,18 @@ def _of_the_model(made):
         "accumulated_bias": (made.accumulated_bias, {"layer": 1, "mlp_input": False, "include_mlp_biases": True}),
         "logit_bias": (made.logit_bias, {"tokens": 3}),
         "tokens_to_residual_directions": (made.tokens_to_residual_directions, {"tokens": 3}),
-        "to_tokens": (made.to_tokens, {"text": "the cat", "prepend_bos": True}),
+        "to_tokens": (made.to_tokens, {"text": "the cat", **texts}),
+        "to_batch": (made.to_batch, {"texts": ["the cat", "on a mat"], **texts}),
+        "chat": (
+            made.chat,
+            {"messages": [{"role": "user", "content": "the cat"}], "add_generation_prompt": True},
+        ),
+        "get_token_position": (
+            made.get_token_position,
+            {"single_token": "cat", "input": "the cat", "mode": "last", "prepend_bos": True, "padding_side": None},
+        ),
+        "generate": (made.generate, writing | {"return_type": "tokens", "verbose": False}),
+        "generate_stream": (lambda **given: list(made.generate_stream(**given)), writing),
         "to_string": (made.to_string, {"tokens": ids}),
         "to_str_tokens": (made.to_str_tokens, {"tokens": "the cat", "prepend_bos": True}),
     }
@@ -162,6 +191,10 @@ def _captures(made, cap, directory):
     }
     return {
         "capture": (interp.capture, capture | {"loss": True, "force": False, "positions": torch.arange(12)}),
+        "capture of several": (
+            interp.capture,
+            {"model": made, "text_or_tokens": ids.view(2, 6), "attention_mask": torch.ones(2, 6), "positions": None},
+        ),
         "capture to disk": (interp.capture, capture | {"path": directory / "again.capture"}),
         "capture of a text": (interp.capture, capture | {"text_or_tokens": "the cat sat", "prepend_bos": True}),
         "open_capture": (interp.open_capture, {"path": directory / "kept.capture"}),
@@ -173,19 +206,24 @@ def _captures(made, cap, directory):
         "cap.q": (cap.q, {"layer": 0, "stage": "final", "positions": 3, "heads": 1}),
         "cap.k": (cap.k, {"layer": 0, "stage": "pre_rope", "positions": slice(2, 5), "heads": [0]}),
         "cap.v": (cap.v, {"layer": 1, "positions": [1, 2], "heads": None}),
+        "cap.gradient": (
+            interp.capture(made, ids, gradient_of=metrics.logit(3)).gradient,
+            {"layer": 1, "tensor": "q", "stage": "pre_rope", "positions": 2, "heads": 1},
+        ),
+        "capture with a gradient": (interp.capture, capture | {"gradient_of": metrics.loss()}),
         "cap.spec": (cap.spec, {"layer": 0}),
         "cap.constants": (cap.constants, {"layer": 0}),
         "cap.steps": (cap.steps, {"layer": 0}),
         "cap.stages": (cap.stages, {"layer": 0}),
         "cap.select": (cap.select, {"layers": [0]}),
-        "cap.statistics": (cap.statistics, {"layers": 0, "groups": "rows", "map_size": 8}),
+        "cap.statistics": (cap.statistics, {"layers": 0, "groups": "rows", "map_size": 8, "device": "cpu"}),
         "cap.top_keys": (cap.top_keys, {"layer": 0, "head": 1, "query": 5, "k": 3}),
         "cap.pattern[]": (lambda index: cap.pattern[index], {"index": (0, 1, slice(0, 5), slice(0, 3))}),
         "cap.report": (cap.report, {"path": directory / "r.html", "heads": 1, "csv": None, "compare_with": None}),
     }
 
 
-def _analyses(made, cap, other):
+def _analyses(made, cap, other, directory):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(9, h, 16, generator=generator) for h in (4, 2, 2))
     statistics = {
@@ -199,10 +237,37 @@ def _analyses(made, cap, other):
         **{"gain_k": torch.ones(16), "spec": AttentionSpec(scale=0.25), "distance": 3},
     }
     bias, summary = interp.positional_bias(cap), interp.head_summary(cap)
+    ids = random_tokens(12, vocab=14)
+    moved = interp.capture(made, ids, gradient_of=metrics.logit(3))
     return {
         "attention_statistics": (interp.attention_statistics, statistics),
         "score_bound": (interp.score_bound, bound),
         "score_quantile": (interp.score_quantile, {"ds": cap.statistics(), "q": 0.5}),
+        "activation_patching": (
+            interp.activation_patching,
+            {
+                **{"model": made, "clean": ids[0], "corrupted": ids.flip(1), "m": metrics.logit(3), "at": "z"},
+                **{"by": "position", "layers": 1, "positions": [0, 3]},
+            },
+        ),
+        "knock_out_sweep": (
+            interp.knock_out_sweep,
+            {"model": made, "tokens": ids, "m": metrics.loss(), "segments": {"x": slice(2, 4)}, "layers": 0},
+        ),
+        "attribution_patching": (
+            interp.attribution_patching,
+            {"cap": moved, "clean": interp.capture(made, ids.flip(1)), "at": "k", "by": "head"},
+        ),
+        "direct_logit_attribution": (
+            interp.direct_logit_attribution,
+            {"cap": moved, "token": " cat", "position": -1, "model": made},
+        ),
+        "attribution": (interp.attribution, {"cap": moved, "layers": 0, "map_size": 4}),
+        "top_edges": (interp.top_edges, {"cap": moved, "n": 3, "layers": 1, "heads": [0, 2]}),
+        "top_tokens": (
+            interp.top_tokens,
+            {"effects": interp.attribution(moved), "n": 3, "by": "query", "layers": 1, "heads": 2},
+        ),
         "attention_map": (
             interp.attention_map,
             {"cap": cap, "layer": 0, "head": 1, "size": 8, "reduce": "mean", "queries": slice(0, 9), "keys": [1, 2]},
@@ -213,6 +278,7 @@ def _analyses(made, cap, other):
         ),
         "bound_by_distance": (interp.bound_by_distance, {"cap": cap, "layers": 0, "distances": [0, 3]}),
         "compare": (interp.compare, {"cap_a": cap, "cap_b": other, "labels": ("a", "b")}),
+        "coverage": (interp.coverage, {"cap": cap, "levels": (0.5, 0.9), "gaps": 1.0, "layers": 0}),
         "ranked": (interp.ranked, {"comparison": interp.compare(cap, other), "by": "profile_divergence", "n": 3}),
         "first_token_mass": (interp.first_token_mass, {"cap": cap, "layers": 0}),
         "frequency_bias": (interp.frequency_bias, {"cap": cap, "layers": 0, "heads": 1, "distances": "all"}),
@@ -220,6 +286,10 @@ def _analyses(made, cap, other):
         "head_table": (interp.head_table, {"summary": summary, "sort_by": None, "ascending": False}),
         "typical_heads": (interp.typical_heads, {"summary": summary, "n": 2}),
         "loss_by_position": (interp.loss_by_position, {"cap": cap, "bins": 4}),
+        "audit": (interp.audit, {"model": made, "layers": 0, "factor": 2.0}),
+        "audit of a config": (interp.audit, {"model": made.cfg, "layers": [0, 1], "factor": 2.0}),
+        "audit.show": (interp.audit(made).show, {"name": "heads", "layer": 0, "head": 1, "title": "x"}),
+        "audit.report": (interp.audit(made).report, {"path": directory / "audit.html"}),
         "watch_scores": (interp.watch_scores, {"model": made, "on_step": None}),
         "ScoreWatch": (interp.ScoreWatch, {"model": made, "on_step": None}),
         "KeyValueCache": (hooks.KeyValueCache, {"model": made}),
@@ -238,6 +308,7 @@ def _analyses(made, cap, other):
                 "depth": 0.5,
                 "sentence": " the cat",
                 "question": " one dog",
+                "answer": None,
                 "haystack": " a mat" * 40,
             },
         ),
@@ -273,9 +344,20 @@ def _watched():
 
 def _figures(made, cap, other, directory):
     """Each figure with the Dataset that it draws; a Dataset is one argument, the rest are options."""
-    bias = interp.positional_bias(cap)
+    bias, audited = interp.positional_bias(cap), interp.audit(made)
     binned = bin_distances(bias)
+    moved = interp.capture(made, random_tokens(12, vocab=14), gradient_of=metrics.logit(3))
+    effects = interp.attribution(moved)
+    without = interp.knock_out_sweep(made, moved.tokens, metrics.logit(3))
     drawn = {
+        "pair_strengths": (audited.heads, {"layer": 0, "head": 1, "title": None, "highlight": None}),
+        "proven_scores": (audited.layers, {"title": "x", "highlight": [(0, 1)]}),
+        "schedule_changes": (audited.schedules, {"title": "x"}),
+        "wavelengths": (audited.rotations, {"title": "x"}),
+        "effect_by_head": (effects, {"ablated": without, "title": "x", "highlight": [(0, 1)]}),
+        "effect_by_token": (effects, {"by": "key", "title": "x"}),
+        "effect_map": (effects["effect_map"].sel(layer=0, head=1), {"title": "x"}),
+        "patched": (without, {"title": "x", "highlight": None}),
         "attention_by_variant": (
             binned_by_distance(interp.what_if_rope(cap, RopeConfig(rope_theta=99.0))),
             {"title": "x", "loss": None, "y_range": None},
@@ -285,6 +367,7 @@ def _figures(made, cap, other, directory):
         "attention_window": (interp.attention_pattern(cap, 0, 1), {"title": None, "scale": "log"}),
         "bound_by_distance": (interp.bound_by_distance(cap), {"title": "x", "highlight": {(0, 1): "y"}}),
         "comparison": (interp.compare(cap, other), {"title": "x", "highlight": None}),
+        "coverage": (interp.coverage(cap), {"title": "x", "highlight": None}),
         "comparison_by_distance": (_by_distance(interp.compare(cap, other)), {"title": "x", "highlight": None}),
         "frequency_pairs": (interp.frequency_bias(cap), {"layer": 0, "head": 1, "title": None, "highlight": None}),
         "head_scores": (interp.head_summary(cap), {"title": "x", "highlight": [(1, 1)]}),
@@ -321,6 +404,44 @@ def _figures(made, cap, other, directory):
     return found | {"plots.save": (plots.save, saved), "plots.dark": (plots.dark, {"figure": figure})}
 
 
+def _corpora(made, directory):
+    """Many texts: measured, opened, asked; the two figures of them."""
+    texts = list(random_tokens(12, batch=3, vocab=14))
+    options = {
+        "n_tokens": 12,
+        "analyses": "head_summary",
+        "layers": None,
+        "scheduler": None,
+        "workers": None,
+        "pack": 2,
+        "watch": None,
+    }
+    corpus = interp.measure_corpus(made, texts, directory / "kept.corpus", n_tokens=12)
+    again = {"source": made, "texts": texts, "path": directory / "again.corpus"}
+    mean = corpus.mean("head_summary")
+    top = {"analysis": "head_summary", "variable": "entropy", "layer": 0, "head": 1, "n": 2}
+    return {
+        "measure_corpus": (interp.measure_corpus, again | options),
+        "open_corpus": (interp.open_corpus, {"path": directory / "kept.corpus"}),
+        "corpus[]": (lambda analysis: corpus[analysis], {"analysis": "head_summary"}),
+        "corpus.mean": (corpus.mean, {"analysis": "positional_bias"}),
+        "corpus.spread": (corpus.spread, {"analysis": "head_summary"}),
+        "corpus.compare": (corpus.compare, {"other": corpus, "analysis": "head_summary"}),
+        "corpus.top_texts": (corpus.top_texts, top),
+        "corpus.number_of": (corpus.number_of, {"text": 1}),
+        "corpus.capture": (corpus.capture, {"text": 1, "model": made}),
+        "corpus.report": (corpus.report, {"path": directory / "c.html"}),
+        "plots.head_intervals": (
+            plots.head_intervals,
+            {"data": mean, "name": "entropy", "title": "x", "highlight": None},
+        ),
+        "plots.spread_over_texts": (
+            plots.spread_over_texts,
+            {"spread": corpus.spread(), "name": "entropy", "most": 3, "title": "x", "highlight": None},
+        ),
+    }
+
+
 def _by_distance(comparison):
     """The difference of a comparison that has distances."""
     return next(x for x in comparison.data_vars.values() if set(x.dims) == {"layer", "head", "distance"})
@@ -350,12 +471,24 @@ def _recipes(made):
     return {f"recipes.{name}": (run(name), options) for name, options in given.items()}
 
 
+def _metrics():
+    """Each metric, made."""
+    return {
+        "metrics.logit": (metrics.logit, {"token": " cat", "position": -1}),
+        "metrics.logit_difference": (metrics.logit_difference, {"token": " cat", "other": 3, "position": 2}),
+        "metrics.loss": (metrics.loss, {"positions": [1, 4]}),
+        "metrics.custom": (metrics.custom, {"fn": torch.sum, "positions": 1, "name": "sum"}),
+    }
+
+
 def missing(table):
     """Public names that the table does not call; types of errors and modules are none."""
     named = {name.split(" ")[0] for name in table}
     functions = {name for package in (hooks, interp) for name in package.__all__}
     left_out = {
-        name for name in functions if name.endswith(("Error", "Warning")) or name in ("plots", "recipes", "Capture")
+        name
+        for name in functions
+        if name.endswith(("Error", "Warning")) or name in ("plots", "metrics", "recipes", "Capture", "Corpus")
     }
-    figures = {f"plots.{name}" for name in plots.__all__}
-    return (functions - left_out - named - {"report"}) | (figures - named)
+    inside = {f"plots.{name}" for name in plots.__all__} | {f"metrics.{name}" for name in metrics.__all__}
+    return (functions - left_out - named - {"report"}) | (inside - named - {"metrics.Metric"})

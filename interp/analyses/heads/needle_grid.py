@@ -1,6 +1,6 @@
 """Whether a model finds a needle, over lengths of the text and depths in it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -61,7 +61,7 @@ def needle_sweep(
     Source: G. Kamradt 2023, Needle in a Haystack; the mass on the needle: arXiv:2404.15574.
     """
     asked = sorted(checks.wholes("lengths", lengths, at_least=2))
-    places = sorted(_shares(depths))
+    places = sorted(set(checks.numbers("depths", depths, at_least=0, at_most=1)))
     if not asked or not places:
         raise InputError(f"lengths={checks.shown(lengths)}, depths={checks.shown(depths)}: give at least one of each")
     texts: dict[str, Any] = {"sentence": sentence, "question": question, "answer": answer, "haystack": haystack}
@@ -75,12 +75,6 @@ def needle_sweep(
     said = {"sentence": sentence.strip(), "question": question.strip(), "answer": (answer or sentence).strip()}
     out = labelled(out, NEEDLE_SWEEP).assign_attrs(said)
     return result_of("needle_sweep", out, "a needle asked for, by length of the text and depth in it")
-
-
-def _shares(depths: object) -> tuple[float, ...]:
-    """Depths from 0 to 1, each once."""
-    several = list(depths) if isinstance(depths, Iterable) and not isinstance(depths, str) else [depths]
-    return tuple(dict.fromkeys(checks.share("depths", depth) for depth in several))
 
 
 @torch.no_grad()

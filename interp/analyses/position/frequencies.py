@@ -68,7 +68,7 @@ def frequency_bias(
     """
     distances = checks.choice("distances", distances, ("all", "binned"))
     chosen = rotating_layers(cap, layers)
-    pairs = [_pairs_of(cap, layer) for layer in chosen]
+    pairs = [pairs_of(cap, layer) for layer in chosen]
     cap.check_one_text("frequency_bias")
     if bool((cap.positions.diff() != 1).any()):
         raise InputError(
@@ -128,12 +128,12 @@ def frequency_scores(
     head_index = np.array(head_numbers(heads, q.shape[1]))
     grid = _Grid.of([spec], q.shape[0], distances)
     out = _empty((), len(head_index), inv_freq.numel(), grid)
-    _measure(q, k, spec, _Pairs(inv_freq.cpu().double(), interleaved), head_index, grid, out)
+    _measure(q, k, spec, Pairs(inv_freq.cpu().double(), interleaved), head_index, grid, out)
     return _dataset(out, {"head": head_index}, grid)
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class Pairs:
     """Frequencies, and the features that turn with each."""
 
     inv_freq: Float[Tensor, " pair"]
@@ -146,7 +146,7 @@ class _Pairs:
         return index.view(-1, 2) if self.interleaved else index.view(2, -1).T
 
 
-def _pairs_of(cap: CaptureData, layer: int) -> _Pairs:
+def pairs_of(cap: CaptureData, layer: int) -> Pairs:
     """The frequency pairs of a layer that rotates."""
     frequencies, rope = cap.constants(layer).inv_freq, cap.cfg.rope_for(layer)
     if frequencies is None or rope is None:
@@ -155,7 +155,7 @@ def _pairs_of(cap: CaptureData, layer: int) -> _Pairs:
             "them. Capture with capture(HookedTransformer.from_pretrained(…), text), or give q, k and inv_freq to "
             "interp.analyses.position.frequencies.frequency_scores"
         )
-    return _Pairs(frequencies.cpu().double(), bool(rope.interleaved))
+    return Pairs(frequencies.cpu().double(), bool(rope.interleaved))
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _measure(
     q: Float[Tensor, "pos head d_head"],
     k: Float[Tensor, "pos kv_head d_head"],
     spec: AttentionSpec,
-    pairs: _Pairs,
+    pairs: Pairs,
     heads: np.ndarray,
     grid: _Grid,
     out: dict[str, np.ndarray],

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hooks import AttentionSpec, QKNormConfig, RopeConfig, checks
 from hooks.errors import InputError
-from hooks.functional.rope import inv_freq
-from interp.analyses.scores.rotation_blocks import RotationBlocks
+from interp.analyses.weights.rotation_blocks import RotationBlocks
+from interp.common.schedules import frequencies_of
 
 Gain = Float[Tensor, " d_head"] | Float[Tensor, "head d_head"]
 
@@ -196,7 +196,7 @@ def _blocks(rope: RopeConfig | None, frequencies: Tensor | None, features: int, 
     """How the rotation pairs features."""
     if rope is None:
         return RotationBlocks.still(features)
-    scheduled, factor = inv_freq(rope, features, length)
+    scheduled, factor = frequencies_of(rope, features, length)
     angle = scheduled if frequencies is None else frequencies
     return RotationBlocks(features, angle.detach().cpu().double(), factor, bool(rope.interleaved))
 

@@ -170,15 +170,32 @@ def no_bound(constants: LayerConstants, layer: int, cfg: HookedTransformerConfig
 
 
 def vector_bounds(cap: CaptureData, layer: int) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
+    """The largest ‖q‖ and ‖k‖ that each query head of a captured layer can see; see `proven_lengths`."""
+    return proven_lengths(cap.constants(layer), layer, cap.cfg, cap.steps(layer))
+
+
+def proven_lengths(
+    constants: LayerConstants, layer: int, cfg: HookedTransformerConfig, steps: Sequence[str]
+) -> tuple[Float[np.ndarray, " head"], Float[np.ndarray, " head"]]:
     """The largest ‖q‖ and ‖k‖ that each query head can see, and so their largest entries; inf where there is none.
 
     A norm leaves at most ``√D · max_j |γ_j| + ‖β‖``, a clip to ±c at most ``√d_head · c``, and a rotation multiplies by
     no more than its attention factor.
+
+    Args:
+        constants: what is known of the layer's weights.
+        layer: which layer they are of.
+        cfg: settings of norm, rotation and clip.
+        steps: the steps behind q and k, in order.
     """
-    constants = cap.constants(layer)
-    q = _vector_bound(cap, layer, constants.gain_q, constants.bias_q, cap.cfg.n_heads)
-    k = _vector_bound(cap, layer, constants.gain_k, constants.bias_k, cap.cfg.n_kv_heads)
-    return q, np.repeat(k, cap.cfg.n_heads // cap.cfg.n_kv_heads)
+    q, k = (
+        _longest(constants, layer, cfg, steps, gain, bias, heads)
+        for gain, bias, heads in (
+            (constants.gain_q, constants.bias_q, cfg.n_heads),
+            (constants.gain_k, constants.bias_k, cfg.n_kv_heads),
+        )
+    )
+    return q, np.repeat(k, cfg.n_heads // cfg.n_kv_heads)
 
 
 def chosen_layers(cap: CaptureData, layers: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -210,13 +227,18 @@ def _unknown(constants: LayerConstants, layer: int, cfg: HookedTransformerConfig
     return ""
 
 
-def _vector_bound(
-    cap: CaptureData, layer: int, gain: Tensor | None, bias: Tensor | None, heads: int
+def _longest(
+    constants: LayerConstants,
+    layer: int,
+    cfg: HookedTransformerConfig,
+    steps: Sequence[str],
+    gain: Tensor | None,
+    bias: Tensor | None,
+    heads: int,
 ) -> Float[np.ndarray, " head"]:
     """The bound on one tensor's vectors, step by step."""
-    cfg, constants = cap.cfg, cap.constants(layer)
     longest = torch.full((heads,), torch.inf, dtype=torch.float64)
-    for step in cap.steps(layer):
+    for step in steps:
         if step == "norm":
             longest = _norm_reach(cfg, gain, bias, heads)
         elif step == "clip" and cfg.clip_qkv is not None:

@@ -15,7 +15,15 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.registry import cpu_target
 
-SOURCES = ("compiled", "simd", "dot_products", "loops", "spreading", "blocks")  # every module whose code is compiled
+SOURCES = (
+    "compiled",
+    "simd",
+    "dot_products",
+    "loops",
+    "spreading",
+    "blocks",
+    "ranking",
+)  # every module whose code is compiled
 
 inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compile a function that only compiled functions call: it becomes part of their machine code."""

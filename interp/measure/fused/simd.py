@@ -211,6 +211,35 @@ def vequal(typing_context, a, b):
     return types.int64(vector, vector), generate
 
 
+@intrinsic
+def vmore(typing_context, a, b):
+    """One bit per lane in which a > b, as an integer."""
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(builder.fcmp_ordered(">", *args), ir.IntType(LANES))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(vector, vector), generate
+
+
+@intrinsic
+def store_from(typing_context, array, index, value, lowest):
+    """Write the lanes with value ≥ lowest one behind the other; gives how many they are."""
+
+    def generate(context, builder, signature, args):
+        value, lowest = args[2:]
+        kept = builder.fcmp_ordered(">=", value, lowest)
+        pointer = address(context, builder, signature.args[0], *args[:2])
+        pointer = builder.bitcast(pointer, FLOAT.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, kept.type])
+        store = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.compressstore.v16f32")
+        builder.call(store, (value, pointer, kept))
+        bits = builder.bitcast(kept, ir.IntType(LANES))
+        return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+    return types.int64(array, types.intp, vector, vector), generate
+
+
 def _reduction(emit):
     """A function from a vector to a scalar, by halving: lane i meets lane i + 8, then i + 4 …"""
 

@@ -89,7 +89,8 @@ class FusedPass:
                 keys, key_norm = pack_keys(work.k[see.key, head // group])
             queries = work.q[see.row, head].float().contiguous()
             precise = torch.empty(0, queries.shape[1], dtype=torch.float64)
-            query_norm = torch.linalg.vector_norm(queries * spec.scale, dim=1)
+            scaled = queries * spec.scale
+            query_norm = torch.linalg.vector_norm(scaled, dim=1)
             # Written so that an overflow of the norms counts as large.
             if self.n_blocks and not float(query_norm.max() * key_norm.max()) <= LARGE_SCORE:
                 precise = queries.double() * spec.scale
@@ -98,7 +99,7 @@ class FusedPass:
                 norms = work.value_norm[head].float()
                 value = torch.nn.functional.pad(norms, (edge, TILE + 2 * edge)).numpy()
             yield Head(
-                queries=(queries * spec.scale).numpy(),
+                queries=scaled.numpy(),
                 precise=precise.numpy(),
                 query_norm=query_norm.numpy(),
                 keys=keys,

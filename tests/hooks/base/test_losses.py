@@ -7,7 +7,7 @@ import torch
 import hooks.base.losses
 from hooks import HookedTransformer
 from hooks.base.inputs import predicted_tokens
-from hooks.base.losses import mean_loss, next_token_nll, within_documents
+from hooks.base.losses import mean_loss, next_token_nll, where_predicted
 from interp.captures import capture
 
 IDS = tiny.tokens(29)
@@ -69,8 +69,21 @@ def test_a_few_positions_at_a_time_are_all_of_them(monkeypatch):
     assert sizes == [5, 5, 5, 5, 5, 3]
 
 
+@torch.no_grad()
+def test_the_loss_of_a_few_rows_at_a_time_is_that_of_all_to_the_bit(monkeypatch):
+    table = torch.randn(2, 29, 97)
+    bits = []
+    for piece in (2**24, 3 * 4 * 97, 1):
+        monkeypatch.setattr(hooks.base.losses, "_PIECE_BYTES", piece)
+        bits.append(next_token_nll(lambda a, b: table[:, a:b], IDS, d_vocab=97, dtype=torch.float32))
+    torch.testing.assert_close(bits[0].double(), by_definition(table.double(), IDS), rtol=1e-6, atol=1e-6)
+    assert torch.equal(bits[0], bits[1])
+    assert torch.equal(bits[0], bits[2])
+
+
 def test_logits_that_are_computed_again_give_the_same_gradient(monkeypatch):
     model = tiny.tiny_model("llama", dtype=torch.float64)
+    monkeypatch.setattr(hooks.base.losses, "_PIECE_BYTES", 3 * 8 * 97)
     monkeypatch.setattr(hooks.base.losses, "LOGIT_BYTES", 5 * 8 * 97 * 2)
     for ours in ways(model):
         parameters = list((ours if isinstance(ours, HookedTransformer) else model).parameters())
@@ -91,7 +104,7 @@ def test_the_first_token_of_a_document_is_predicted_from_nothing():
     nll = torch.tensor([[1.0, 10.0, 100.0, 1000.0], [1.0, 10.0, 100.0, 1000.0]])
     ids, documents = torch.zeros(2, 5, dtype=torch.long), torch.tensor([[0, 2, 4], [0, 1, 5]])
     kept = torch.tensor([[1, torch.nan, 100, torch.nan], [torch.nan, 10, 100, 1000]])
-    torch.testing.assert_close(within_documents(nll, documents), kept, equal_nan=True)
+    torch.testing.assert_close(where_predicted(nll, predicted_tokens(ids, None, documents)), kept, equal_nan=True)
     assert mean_loss(nll, predicted_tokens(ids, None, documents)) == torch.tensor([1.0, 100, 10, 100, 1000]).mean()
     padding = torch.tensor([[True, True, True, True, False], [True] * 5])
     assert mean_loss(nll, predicted_tokens(ids, padding, documents)) == torch.tensor([1.0, 100, 10, 100, 1000]).mean()

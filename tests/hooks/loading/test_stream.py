@@ -136,6 +136,19 @@ def test_a_capture_of_streamed_weights_that_was_stopped_notes_the_same(tmp_path,
     assert bytes_of("cut") == bytes_of("whole")
 
 
+@pytest.mark.parametrize("layers", [None, [0, 1]])
+def test_a_capture_without_loss_reads_no_weight_behind_its_last_block(tmp_path, layers):
+    saved(tmp_path)
+    model = load(tmp_path, stream=True)
+    capture(model, tokens(12, batch=1), loss=False, layers=layers)
+    model.stream._reader.submit(int).result()  # what was to be read ahead has been
+    last = 4 if layers is None else 2
+    assert {streaming.unit_of(name) for name in model.stream.reads} == {"embed", *(f"blocks.{n}" for n in range(last))}
+    assert set(model.stream.reads.values()) == {1}
+    capture(model, tokens(12, batch=1))
+    assert model.stream.reads["unembed.weight"] == 1
+
+
 def test_weights_are_there_inside_resident_alone(tmp_path):
     saved(tmp_path)
     held, model = load(tmp_path), load(tmp_path, stream=True)
@@ -219,6 +232,22 @@ def test_a_file_that_goes_wrong_is_named_and_what_was_captured_stays(tmp_path, w
     resume(path, load(tmp_path / "model", stream=True))
     whole = capture(load(tmp_path / "model"), ids)
     assert all(torch.equal(open_capture(path).q(n), whole.q(n)) for n in range(4))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_interrupted_capture_goes_on_from_its_directory_as_it_began(tmp_path, stream):
+    saved(tmp_path / "model")
+    model, path, ids = load(tmp_path / "model", stream=stream), tmp_path / "a.capture", tokens(15, batch=1)
+
+    def stop(x, hook):
+        raise KeyboardInterrupt
+
+    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_pre", stop)]), pytest.raises(KeyboardInterrupt):
+        capture(model, ids, path)
+    found, whole = resume(path), capture(load(tmp_path / "model"), ids)
+    assert found.is_complete
+    assert torch.equal(found.loss, whole.loss)
+    assert all(torch.equal(found.q(n), whole.q(n)) for n in range(4))
 
 
 def test_values_are_looked_at_when_their_block_is_read(tmp_path):

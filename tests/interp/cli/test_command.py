@@ -1,6 +1,8 @@
 """The command: quick to answer, and one line on what is wrong instead of a traceback."""
 
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -9,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import Shape
+from tiny import tiny_model as tiny_llama
+from tiny_gguf import write_gguf
 
 from hooks import HookedTransformer, HookedTransformerConfig, RopeConfig
+from hooks.loading.weight_files import WeightFile
 from interp.cli import command as cli
 from interp.cli import options
 
@@ -49,7 +55,7 @@ class OneTokenPerCharacter:
 def tiny(monkeypatch):
     """Every model name gives a tiny model."""
 
-    def load(source, *, dtype=None, device=None):
+    def load(source, *, dtype=None, device=None, stream=None):
         dtype = str(dtype or "float32").removeprefix("torch.")
         cfg = HookedTransformerConfig(
             d_model=32,
@@ -81,6 +87,14 @@ def one_line_error(status, out, err, expected_status=1):
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def beside_the_plan(err):
+    """What a capture says on stderr behind the line on what it will take."""
+    said = "note: memory about .* free now\\), disk .* free, time roughly .* for its statistics"
+    line, _, rest = err.partition("\n")
+    assert re.fullmatch(said, line)
+    return rest
 
 
 def test_report_writes_the_file(run, tiny, tmp_path):
@@ -144,7 +158,7 @@ def test_bad_input_is_one_line(run, tiny, tmp_path, arguments, said):
 
 def test_capture_info_and_report(run, tiny, tmp_path):
     status, out, err = run("capture", "--tokens", 50, "--layers", "0,2", "--stages", "pre_rope", "--out", "c")
-    assert (status, err) == (0, "")
+    assert (status, beside_the_plan(err)) == (0, "")
     size = 2 * 50 * (2 * (2 + 2) + 2) * 32 * 4
     assert f"50 tokens × 2 layers: {size:,} bytes of q, k and v in c, where patterns would take" in out
     assert f"; {2 * 50 * (2 + 2 + 2) * 32 * 4:,} are stored if later stages follow from the first" in out
@@ -166,6 +180,100 @@ def test_capture_info_and_report(run, tiny, tmp_path):
     assert "L0 H1" not in page
 
 
+def test_plan_needs_a_config_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(HookedTransformer, "from_pretrained", None)
+    sizes = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336}
+    more = {"num_hidden_layers": 32, "vocab_size": 128256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5}
+    llama = {"model_type": "llama", "tie_word_embeddings": False, "torch_dtype": "bfloat16", **sizes, **more}
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    status, out, err = run("plan", ".", "--tokens", 131072, "--stages", "pre_rope", "--layers", "0-1")
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "8.03 billion weights, 16.1 GB in bfloat16" in out
+    assert re.search(r"^memory, weights streamed +[\d.]+ GB +[\d.]+ GB   (fits|does not fit)$", out, re.MULTILINE)
+    assert "The longest text that fits here" in out
+    assert "Assumed: " in out
+    status, out, err = run("plan", "config.json", "--tokens", 1024, "--dtype", "float32", "--no-loss", "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["weight_bytes"] == 4 * 8_030_261_248
+    assert found["stages"] == ["pre_rope", "final"]
+    assert found["capture_bytes"] == pytest.approx(1024 * 32 * 128 * 4 * (2 * (32 + 8) + 8), rel=0.05)
+    assert found["free_disk_bytes"] > 0
+    assert found["longest_that_fits"] > 2
+
+
+def test_plan_reads_no_weight_of_a_gguf_file(run, tmp_path, monkeypatch):
+    path = write_gguf(tiny_llama("llama", Shape(layers=3, head_dim=32)), tmp_path / "tiny.gguf")
+    monkeypatch.setattr(WeightFile, "read", None)
+    status, out, err = run("plan", path.name, "--tokens", 100, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert (found["model"], found["dtype"], len(found["layers"])) == ("tiny", "float32", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gemma4-270m"], "no model 'gemma4-270m'"),
+        (["nowhere/at-all"], "cannot fetch"),
+        ([".", "--tokens", "1"], "attention needs at least 2"),
+        ([".", "--stages", "pre_norm"], "no layer of this model has a stage 'pre_norm'"),
+        ([".", "--layers", "7"], "no layer 7"),
+        ([".", "--dtype", "int8"], "choose from"),
+        (["missing"], "no model"),
+        ([""], "has no name"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(run, tmp_path, arguments, said):
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}
+    llama = {"model_type": "llama", "vocab_size": 50, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(llama))
+    assert said in one_line_error(*run("plan", *arguments))
+
+
+@pytest.mark.filterwarnings("always::hooks.errors.CaptureWarning")
+def test_gradients_are_asked_for_in_words_and_gone_on_with(run, tiny, monkeypatch, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    arguments = ("capture", "--tokens", 20, "--gradient-of", "logit_difference('b', 3, position=-2)", "--out", "c")
+    with monkeypatch.context() as patch:
+        patch.setattr("interp.recording.gradients._block_gradient", interrupt)
+        status, out, err = run(*arguments)
+    assert (status, err.splitlines()[-1]) == (130, "error: interrupted; go on with: ropescope resume c")
+    assert "gradients of logit_difference('b', 3, position=-2) take" in out
+    status, out, err = run("info", "c")
+    assert "gradients   unfinished: go on with `ropescope resume c`" in out
+    assert run("resume", "c")[0::2] == (0, "")
+    assert run("resume", "c")[1] == "c is complete\n"
+    status, out, err = run("info", "c", "--verify")
+    assert (status, err) == (0, "")
+    assert "gradients   of logit_difference('b', 3, position=-2), which is " in out
+    other = (*arguments[:4], "loss()", *arguments[5:])
+    assert "holds gradients of" in run(*other)[2]
+    (tmp_path / "c" / "gradients" / "gradient_001.safetensors").unlink()
+    assert "gradient_001.safetensors is missing" in one_line_error(*run("info", "c", "--verify"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("custom(len, 1, 'x')", "a custom metric is a function; capture in Python"),
+        ("logit(__import__('os').getcwd())", "is no metric: write logit("),
+        ("logit", "is no metric"),
+        ("logit(1, 2, 3)", "is no metric"),
+        ("entropy()", "is no metric"),
+        ("loss([])", "at least one"),
+        ("logit('b c')", "'b c' is 3 tokens"),
+        ("loss(99)", "no position 99"),
+    ],
+)
+def test_a_metric_that_is_none_is_one_line(run, tiny, metric, says):
+    assert says in one_line_error(*run("capture", "--tokens", 20, "--gradient-of", metric, "--out", "c"))
+    assert not Path("c").exists()
+
+
 def test_a_capture_without_loss_says_so(run, tiny):
     assert run("capture", "--tokens", 20, "--layers", "1", "--no-loss", "--out", "c")[0] == 0
     status, out, _ = run("info", "c")
@@ -184,7 +292,7 @@ def test_an_interrupted_capture_says_how_to_go_on(run, tiny, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(HookedTransformer, "residual_loss", interrupt)
         status, _, err = run(*arguments)
-    assert (status, err) == (130, "error: interrupted; go on with: ropescope resume c\n")
+    assert (status, beside_the_plan(err)) == (130, "error: interrupted; go on with: ropescope resume c\n")
     status, out, err = run("info", "c")
     assert status == 0
     assert "complete    no: go on with `ropescope resume c`" in out
@@ -200,7 +308,7 @@ def test_an_interrupt_before_anything_is_written_says_so(run, tiny, monkeypatch)
 
     monkeypatch.setattr("interp.storage.writing.weight_hash", interrupt)
     status, _, err = run("capture", "--tokens", 20, "--out", "c")
-    assert (status, err) == (130, "error: interrupted; nothing was captured yet: run it again\n")
+    assert (status, beside_the_plan(err)) == (130, "error: interrupted; nothing was captured yet: run it again\n")
 
 
 def test_every_damaged_file_is_named(run, tiny, tmp_path):
@@ -281,7 +389,8 @@ def test_without_anybody_to_read_it_a_capture_is_written(run, tiny, tmp_path, mo
     os.close(read)
     with os.fdopen(write, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)
-        assert run("capture", "--tokens", 20, "--out", "c")[0::2] == (0, "")
+        status, _, err = run("capture", "--tokens", 20, "--out", "c")
+        assert (status, beside_the_plan(err)) == (0, "")
         assert sys.stdout is pipe
     assert "complete    yes" in run("info", "c")[1]
 
@@ -425,7 +534,7 @@ def test_help_is_quick_and_shows_an_example():
     assert "Example: ropescope report --model" in shown.stdout
 
 
-@pytest.mark.parametrize("command", ["capture", "resume", "info", "explore"])
+@pytest.mark.parametrize("command", ["capture", "corpus", "resume", "info", "explore"])
 def test_every_command_shows_an_example(run, command):
     assert f"Example: ropescope {command} " in run(command, "--help")[1]
 

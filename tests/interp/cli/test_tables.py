@@ -79,7 +79,7 @@ def test_one_analysis_is_printed_alone_and_another_word_is_refused():
 
 def test_a_terminal_of_80_columns_shows_every_name_and_formula(monkeypatch):
     console = Console(width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr("interp.cli.tables._console", lambda: console)
+    monkeypatch.setattr("interp.cli.tables.console", lambda: console)
     with console.capture() as captured:
         run("stats")
     printed = captured.get()

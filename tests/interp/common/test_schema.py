@@ -17,6 +17,7 @@ from interp.analyses.heads.schema import KINDS, SCORES
 from interp.analyses.patterns.windows import top_keys
 from interp.analyses.position.frequencies import frequency_scores
 from interp.analyses.scores.by_stage import stage_ranges
+from interp.analyses.weights.audit_data import DATASETS
 from interp.common.binning import bin_distances
 from interp.common.labels import labelled
 from interp.common.schema import COORDINATES, Variable, digest
@@ -27,6 +28,7 @@ from interp.texts.needles import Needle
 
 SAID = ("units", "description", "formula", "source")
 N = 90
+AUDIT = {f"audit_{name}" for name in DATASETS}
 BINNED = {"distance": "distance_bin"}
 
 
@@ -44,7 +46,9 @@ def results():
     with interp.watch_scores(model) as watch:
         model(tokens[None])
         watch.step()
+    audit, audited = interp.audit(model, factor=3), {"factor": "3", "n_tokens": f"{model.cfg.d_vocab}"}
     return {
+        **{f"audit_{name}": [(result, audited, {})] for name, result in audit.datasets.items()},
         "attention_statistics": [
             (interp.attention_statistics(q, k, spec, v=cap.v(0), w_o=constants.w_o, queries=20), {}, {}),
             (statistics, {}, {"": ("layer",)}),
@@ -67,6 +71,7 @@ def results():
             (interp.attention_map(cap, 1, 3, 8, "max"), {"head": "layer 1, head 3", "reduce": "max"}, {}),
         ],
         "top_keys": [(top_keys(cap, 0, 1, 50), {}, {})],
+        "coverage": [(interp.coverage(cap), {}, {})],
         "what_if_rope": [(interp.what_if_rope(cap, RopeConfig(rope_theta=500.0), model=model), {}, {})],
         "relativity_error": [(interp.relativity_error(cap), {}, {})],
         "score_ranges": [(interp.score_ranges(cap), {}, {})],
@@ -77,8 +82,37 @@ def results():
         "head_summary": [(summary, {}, {})],
         "typical_heads": [(interp.typical_heads(summary), {}, {})],
         "needle_sweep": [(swept(), {}, {})],
+        **causes(model, tokens),
         "compare": [(comparison, pair, {})],
         "ranked": [(interp.ranked(comparison), pair, {})],
+    }
+
+
+def causes(model, tokens):
+    """What attributes, patches and knocks out, by every part."""
+    metric = interp.metrics.logit(3)
+    cap, other = interp.capture(model, tokens, gradient_of=metric), interp.capture(model, tokens.flip(0))
+    effects = interp.attribution(cap)
+    patched = [
+        (interp.activation_patching(model, tokens, tokens.flip(0), metric, at, by, layers=1), {}, {"head": own})
+        for at, by, own in (("z", "head", "head"), ("k", "head", "kv_head"), ("residual", "block", ()))
+    ]
+    estimated = [
+        (interp.attribution_patching(cap, other, "v", by=by), {}, {"head": own})
+        for by, own in (("head", "kv_head"), ("position", "position"), ("block", ()))
+    ]
+    cut = interp.knock_out_sweep(model, tokens, metric, {"first": 0}, layers=0)
+    return {
+        "attribution": [(effects, {}, {})],
+        "top_edges": [(interp.top_edges(cap), {}, {})],
+        "top_tokens": [(interp.top_tokens(effects), {}, {})],
+        "activation_patching": patched,
+        "attribution_patching": estimated,
+        "knock_out_sweep": [
+            (interp.knock_out_sweep(model, tokens, metric, layers=0), {}, {}),
+            (cut, {}, {"head": ("head", "segment")}),
+        ],
+        "direct_logit_attribution": [(interp.direct_logit_attribution(cap, 3), {}, {})],
     }
 
 
@@ -128,7 +162,7 @@ def test_every_public_analysis_has_a_table():
         if inspect.isfunction(function) and inspect.signature(function).return_annotation in (xr.Dataset, xr.DataArray)
     }
     assert analyses <= set(CATALOGUE)
-    assert set(CATALOGUE) - analyses == {"stage_ranges", "top_keys", "watch_scores"}
+    assert set(CATALOGUE) - analyses == {"stage_ranges", "top_keys", "watch_scores", *AUDIT}
 
 
 def test_coordinates_say_the_same_everywhere(results):

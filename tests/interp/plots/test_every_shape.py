@@ -4,11 +4,9 @@ One rule over every shape: there is a title; a trace has numbers, or its panel a
 the unit of what it shows; nothing stands in the legend twice. Or `show` refuses in one sentence.
 """
 
-import json
-
-import numpy as np
 import pytest
 import xarray as xr
+from figure_audit import audit
 from tiny_hooked import random_tokens, tiny_model
 from words import tokenizer_of_words
 
@@ -41,16 +39,46 @@ def swept(model, seed):
     return interp.needle_sweep(model, [30, 40], [0, 0.5, 1], **texts)
 
 
+METRIC = interp.metrics.logit_difference(3, 5)
+
+
+def moved(cap, model):
+    """The same text captured with a gradient."""
+    return interp.capture(model, cap.tokens, gradient_of=METRIC)
+
+
+def patched(cap, model, at, by):
+    """Patches from the text read backwards."""
+    return interp.activation_patching(model, cap.tokens.flip(0), cap.tokens, METRIC, at, by)
+
+
 GROUPS = ("rows", "keys", "distances", "map", "scores")
 ANALYSES = {
+    "activation_patching": lambda cap, other, model: patched(cap, model, "z", "head"),
+    "activation_patching, kv heads": lambda cap, other, model: patched(cap, model, "k", "head"),
+    "activation_patching, positions": lambda cap, other, model: patched(cap, model, "residual", "position"),
+    "activation_patching, blocks": lambda cap, other, model: patched(cap, model, "residual", "block"),
     "attention_map": lambda cap, other, model: interp.attention_map(cap, 0, 0),
     "attention_pattern": lambda cap, other, model: interp.attention_pattern(cap, 0, 0),
+    "audit, heads": lambda cap, other, model: interp.audit(model).heads,
+    "audit, layers": lambda cap, other, model: interp.audit(model).layers,
+    "audit, one head": lambda cap, other, model: interp.audit(model).heads.sel(layer=0, head=0),
+    "audit, rotations": lambda cap, other, model: interp.audit(model).rotations,
+    "audit, schedules": lambda cap, other, model: interp.audit(model).schedules,
+    "coverage": lambda cap, other, model: interp.coverage(cap),
+    "attribution": lambda cap, other, model: interp.attribution(moved(cap, model)),
+    "attribution_patching": lambda cap, other, model: interp.attribution_patching(moved(cap, model), other),
     "bound_by_distance": lambda cap, other, model: interp.bound_by_distance(cap),
     "compare": lambda cap, other, model: interp.compare(cap, other),
+    "direct_logit_attribution": lambda cap, other, model: interp.direct_logit_attribution(cap, 3),
     "first_token_mass": lambda cap, other, model: interp.first_token_mass(cap),
     "frequency_bias": lambda cap, other, model: interp.frequency_bias(cap),
     "frequency_bias, binned": lambda cap, other, model: interp.frequency_bias(cap, distances="binned"),
     "head_summary": lambda cap, other, model: interp.head_summary(cap),
+    "knock_out_sweep": lambda cap, other, model: interp.knock_out_sweep(model, cap.tokens, METRIC),
+    "knock_out_sweep, segments": lambda cap, other, model: interp.knock_out_sweep(
+        model, cap.tokens, METRIC, {"first": 0, "last": -1}
+    ),
     "loss_by_position": lambda cap, other, model: interp.loss_by_position(cap),
     "needle_sweep": lambda cap, other, model: swept(model, len(cap.tokens)),
     "positional_bias": lambda cap, other, model: interp.positional_bias(cap),
@@ -64,7 +92,9 @@ ANALYSES = {
     "statistics of some queries": lambda cap, other, model: interp.attention_statistics(
         cap.q(0), cap.k(0), cap.spec(0), queries=2
     ),
+    "top_edges": lambda cap, other, model: interp.top_edges(moved(cap, model), 5),
     "top_keys": lambda cap, other, model: cap.top_keys(0, 0, query=-1),
+    "top_tokens": lambda cap, other, model: interp.top_tokens(interp.attribution(moved(cap, model)), 5),
     "typical_distance": lambda cap, other, model: interp.typical_distance(interp.positional_bias(cap)),
     "typical_heads": lambda cap, other, model: interp.typical_heads(interp.head_summary(cap), 2),
     "what_if_rope": lambda cap, other, model: interp.what_if_rope(cap, LINEAR),
@@ -87,64 +117,6 @@ def results(request):
             continue
     assert len(found) > len(ANALYSES) / 2
     return found
-
-
-def panels_with_a_sentence(figure):
-    """The places, as (x axis, y axis) in parts of the page, in whose middle a sentence stands."""
-    notes = [note for note in figure.layout.annotations if note.yanchor == "middle" and note.yref == "paper"]
-    return [(note.x, note.y) for note in notes]
-
-
-def is_said(places, *domains):
-    """Whether a sentence stands in the middle of these domains, an axis or both of a panel."""
-    return any(all(abs(sum(domain or (0, 1)) / 2 - place[at]) < 1e-6 for at, domain in domains) for place in places)
-
-
-def panel_of(drawn, axis):
-    """Where the panel of an x axis stands from bottom to top."""
-    return drawn.get((axis.get("anchor") or "y").replace("y", "yaxis", 1), {}).get("domain")
-
-
-def is_key(trace):
-    """Whether a trace is there for its colour bar only."""
-    return trace.type == "scatter" and trace.marker.colorbar.title.text == "layer"
-
-
-def audit(figure):
-    """Everything that is wrong with a figure, in words."""
-    layout, wrong = figure.layout, []
-    if not layout.title.text:
-        wrong.append("no title")
-    traces = [trace for trace in figure.data if not is_key(trace)]
-    said, drawn = panels_with_a_sentence(figure), json.loads(figure.to_json())["layout"]
-    if not traces and not said:
-        wrong.append("neither a trace nor a sentence")
-    for trace in traces:
-        if trace.type == "table":
-            continue
-        numbers = np.asarray(trace.z if trace.type == "heatmap" else trace.y, dtype=float)
-        at = [(trace[f"{letter}axis"] or letter).replace(letter, f"{letter}axis") for letter in "xy"]
-        panel = enumerate(layout[name].domain for name in at)
-        if not np.isfinite(numbers).any() and not is_said(said, *panel):
-            wrong.append(f"{trace.type} {trace.name} is empty and nothing says so")
-    for letter in "xy" if traces and traces[0].type != "table" else "":
-        axes = {name: axis for name, axis in drawn.items() if name.startswith(f"{letter}axis")}
-        for name, axis in axes.items():
-            # Panels of a row or column share the title of the outermost.
-            beside = [other for other in axes.values() if other.get("domain") == axis.get("domain")]
-            # Three or more in a row with one scale share the title of the one in the middle.
-            row = [other for other in axes.values() if panel_of(drawn, other) == panel_of(drawn, axis)]
-            scales = {json.dumps({key: other.get(key) for key in ("type", "range", "tickvals")}) for other in row}
-            if letter == "x" and len(row) > 2 and len(scales) == 1:
-                beside.append(sorted(row, key=lambda other: other["domain"])[(len(row) - 1) // 2])
-            spoken = is_said(said, ("xy".index(letter), axis.get("domain")))
-            if not any(other.get("title", {}).get("text") for other in beside) and not spoken:
-                wrong.append(f"{name} has no title")
-    entries = [trace.name for trace in figure.data if trace.type != "table" and trace.showlegend is not False]
-    entries = [name for name in entries if name]
-    if len(entries) != len(set(entries)):
-        wrong.append(f"legend entries twice: {entries}")
-    return wrong
 
 
 def words_of(figure):

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,11 @@ def _guards():
 
 def _once_more(tests: str, **environment: str) -> None:
     """Run tests of this file in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", tests]
-    run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", __file__, "-k", tests]
+    # A root of its own: two runs that clear the common one at once get in each other's way.
+    with tempfile.TemporaryDirectory() as own:
+        command.append(f"--basetemp={own}/tmp")
+        run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]
 
 
