@@ -79,6 +79,10 @@ class CaptureWarning(UserWarning):
     """A capture that can be used although something about it is not as it should be: unfinished, or not kept."""
 
 
+class DerivationWarning(UserWarning):
+    """Stages of a capture that are derived when read have other last bits here than where it was recorded."""
+
+
 class CorpusError(RopescopeError, ValueError):
     """A path that holds no corpus, or one that this version cannot read, or that cannot do what it is asked."""
 

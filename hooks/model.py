@@ -42,7 +42,7 @@ from hooks.modules.block import Block
 from hooks.modules.drawn import drawn_parameters
 from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
-from hooks.modules.rotary import Rotary, rescheduled
+from hooks.modules.rotary import Rotary, rescheduled, rotation_dtype
 from hooks.modules.weight_views import Embedding, Unembedding
 
 
@@ -269,8 +269,7 @@ class HookedTransformer(LensMixin, GeneratingMixin, StreamedWeights, NamedHooksM
                 ContextLengthWarning,
                 stacklevel=3,
             )
-        exact = self.cfg.rope_in_float32 and not self.cfg.round_cos_sin
-        dtype = torch.promote_types(self.dtype, torch.float32) if exact else self.dtype
+        dtype = rotation_dtype(self.cfg, self.dtype)
         rotations = {t: rotary(positions, length=rope_length, dtype=dtype) for t, rotary in self.rotary.items()}
         return AttentionContext(positions, rotations, key_mask, documents, past)
 

@@ -158,7 +158,7 @@ class Capture(CaptureData):
         return ExplorerWidget(Explorer(self, source), view)
 
     def holdings(self) -> pd.DataFrame:
-        """What is held of each layer: its type and window, the stages and shapes of q and k, their type, the bytes."""
+        """What is held of each layer: type, window, stages, shapes and type of q and k, bytes, and what is derived."""
         return holdings(self)
 
     def __repr__(self) -> str:
@@ -202,7 +202,9 @@ def capture(
 
     Memory is that of one fused forward pass plus the tensors kept, or with a path those of one layer: no attention
     matrix, never the logits as a whole. A capture on disk that was killed goes on from the last finished layer when it
-    is called again, and ends with the same bytes. Hooks that are active take part in what is captured; they are not
+    is called again, and ends with the same bytes. Of q and k it stores the earliest stage, and of the later ones only
+    what would not come out the same, to the last bit, when clip, norm and rotation are taken over again: the others are
+    derived when they are read. Hooks that are active take part in what is captured; they are not
     part of what is compared then.
 
     Args:

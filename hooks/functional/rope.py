@@ -18,11 +18,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooks.config.rope import LENGTH_DEPENDENT, RopeConfig
 from hooks.errors import ConfigError
+from hooks.functional.float64 import float64_device
 
 T = TypeVar("T")
 
@@ -209,6 +210,33 @@ def same_frequencies(one: RopeConfig, other: RopeConfig, d_head: int) -> bool:
     """Whether two complete schedules start from the same frequencies, so that what one learned fits the other."""
     a, b = (inv_freq(rope, d_head)[0].double() for rope in (one, other))
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=0)
+
+
+def cos_and_sin(
+    positions: Int[Tensor, "*batch pos"],
+    frequencies: Float[Tensor, " pair"],
+    factor: float,
+    *,
+    precision: str | None,
+    dtype: torch.dtype,
+) -> tuple[Float[Tensor, "*batch pos pair"], Float[Tensor, "*batch pos pair"]]:
+    """m·cos(p·f_i) and m·sin(p·f_i).
+
+    Args:
+        positions: Position p of every token.
+        frequencies: f_i, rad/token.
+        factor: The attention factor m.
+        precision: "float64" for angles in float64; else they are taken in float32.
+        dtype: Type of the result.
+
+    Returns:
+        cos and sin, one value per pair, where the positions are. A row of them does not depend on the others.
+    """
+    angle_dtype = torch.float64 if precision == "float64" else torch.float32
+    device = float64_device(positions.device) if angle_dtype == torch.float64 else positions.device
+    angles = positions[..., None].to(device).to(angle_dtype) * frequencies.to(device, angle_dtype)
+    cos, sin = ((turned * factor).to(dtype).to(positions.device) for turned in (angles.cos(), angles.sin()))
+    return cos, sin
 
 
 def rotate(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,6 +15,7 @@ from hooks.config.transformer import HookedTransformerConfig
 from hooks.functional.attend import RowsHook, attend_full, attend_fused, attend_rows
 from hooks.functional.place import FROM_START, Place
 from hooks.functional.rope import rotate
+from hooks.modules.chunks import by_position, positions_at_once
 from hooks.modules.hook_point import HookPoint, run_hooks
 from hooks.modules.qk_norm import QKNorm
 from hooks.modules.watching import show_to_watchers
@@ -107,6 +109,7 @@ class Attention(AttentionWeights, nn.Module):
         x: Float[Tensor, "batch pos d_model"],
         context: AttentionContext,
         split_inputs: Mapping[str, Float[Tensor, "batch pos head d_model"]] | None = None,
+        norm: nn.Module | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Attention output before any post-norm.
 
@@ -114,9 +117,10 @@ class Attention(AttentionWeights, nn.Module):
             x: what q, k and v are projected from.
             context: positions, rotations and padding.
             split_inputs: for "q", "k" or "v", an input of its own for each head, in place of x.
+            norm: what x is still to go through, piece by piece, so that the whole of it is never held.
         """
         inputs = {"q": x, "k": x, "v": x, **(split_inputs or {})}
-        q, k, v = (self._prepare(tensor, inputs[tensor], context) for tensor in ("q", "k", "v"))
+        q, k, v = (self._prepare(tensor, inputs[tensor], context, norm) for tensor in ("q", "k", "v"))
         at, documents = context.positions, context.documents
         if context.past is None:
             place = Place(key_mask=context.key_mask, query_positions=at, key_positions=at, documents=documents)
@@ -129,12 +133,26 @@ class Attention(AttentionWeights, nn.Module):
             if self.o_proj.bias is not None:
                 out = out + self.b_O
         else:
-            out = scaled(self.o_proj(z.flatten(2)), self.cfg.residual_scale)
+            out = scaled(self._in_pieces(self.o_proj, z.flatten(2)), self.cfg.residual_scale)
         return self.hook_out(out)
 
-    def _prepare(self, tensor: str, x: Tensor, context: AttentionContext) -> Float[Tensor, "batch pos head d_head"]:
+    def positions_at_once(self, x: Float[Tensor, "batch pos d_model"]) -> int:
+        """How many positions of x are projected together."""
+        return positions_at_once(max(self.cfg.d_model, self.cfg.n_heads * self.cfg.d_head), x)
+
+    def _in_pieces(self, linear: nn.Module, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """A projection of x, behind a norm where there is one, some positions at a time."""
+
+        def work(part: Tensor) -> Tensor:
+            return linear(part if norm is None else norm(part))
+
+        return by_position(work, x, at_once=self.positions_at_once(x), unless_watched=(linear,))
+
+    def _prepare(
+        self, tensor: str, x: Tensor, context: AttentionContext, norm: nn.Module | None
+    ) -> Float[Tensor, "batch pos head d_head"]:
         """Project x to q, k or v and take it through its steps, past one hook point after each."""
-        heads = getattr(self, f"hook_{tensor}")(self._project(tensor, x))
+        heads = getattr(self, f"hook_{tensor}")(self._project(tensor, x, norm))
         for step in self.steps[tensor]:
             if step == "clip":
                 limit = self.cfg.clip_qkv
@@ -146,10 +164,10 @@ class Attention(AttentionWeights, nn.Module):
             heads = getattr(self, STEP_OUTPUT[step].format(tensor))(heads)
         return heads
 
-    def _project(self, tensor: str, x: Tensor) -> Float[Tensor, "batch pos head d_head"]:
+    def _project(self, tensor: str, x: Tensor, norm: nn.Module | None) -> Float[Tensor, "batch pos head d_head"]:
         """q, k or v of a shared input, or of one input per head."""
         if x.ndim == 3:
-            return getattr(self, f"{tensor}_proj")(x).unflatten(-1, (-1, self.cfg.d_head))
+            return self._in_pieces(getattr(self, f"{tensor}_proj"), x, norm).unflatten(-1, (-1, self.cfg.d_head))
         weight, bias = getattr(self, f"W_{tensor.upper()}"), getattr(self, f"b_{tensor.upper()}")
         return torch.einsum("bphm,hmd->bphd", x, weight) + bias
 
@@ -157,7 +175,9 @@ class Attention(AttentionWeights, nn.Module):
         """Apply this layer type's rotation."""
         cos, sin = context.rotations[self.layer_type]
         interleaved = self.rope is not None and bool(self.rope.interleaved)
-        return rotate(heads, cos, sin, interleaved=interleaved, in_float32=self.cfg.rope_in_float32)
+        turn = partial(rotate, interleaved=interleaved, in_float32=self.cfg.rope_in_float32)
+        at_once = positions_at_once(heads.shape[2:].numel(), heads, itemsize=4)
+        return by_position(turn, heads, cos, sin, at_once=at_once)
 
 
 class AttendingPoints(Protocol):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hooks.config.transformer import HookedTransformerConfig
 from hooks.modules.activations import activation
 from hooks.modules.attention import Attention, AttentionContext
+from hooks.modules.chunks import by_position, has_torch_hooks, is_watched, positions_at_once
 from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import Norm
 from hooks.modules.weight_views import MLPWeights, scaled
@@ -32,12 +33,32 @@ class MLP(MLPWeights, nn.Module):
         self.hook_out = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """MLP output before any post-norm."""
+        """MLP output before any post-norm; a long text goes through in pieces, unless what is inside is watched."""
+        at_once = self.positions_at_once(x)
+        if x.shape[1] <= at_once or torch.compiler.is_compiling():
+            return self.hook_out(self._out(x))
+        parts = [part for part in self.children() if part is not self.hook_out]
+        if not is_watched(*parts):
+            return self.hook_out(by_position(self._out, x, at_once=at_once))
+        return self.hook_out(self._out(x, at_once))
+
+    def positions_at_once(self, x: Float[Tensor, "batch pos d_model"]) -> int:
+        """How many positions of x go through together."""
+        return positions_at_once(self.up_proj.out_features, x)
+
+    def _out(self, x: Tensor, at_once: int | None = None) -> Tensor:
+        """The output; each matrix product in pieces, whose results its hooks see whole, where a size is given."""
+
+        def product(linear: nn.Module, x: Tensor) -> Tensor:
+            whole = at_once is None or is_watched(linear)
+            return linear(x) if whole else by_position(linear, x, at_once=at_once)
+
         if self.gated:
-            post = self.act(self.hook_pre(self.gate_proj(x))) * self.hook_pre_linear(self.up_proj(x))
+            post = self.act(self.hook_pre(product(self.gate_proj, x)))
+            post = post * self.hook_pre_linear(product(self.up_proj, x))
         else:
-            post = self.act(self.hook_pre(self.up_proj(x)))
-        return self.hook_out(scaled(self.down_proj(self.hook_post(post)), self.residual_scale))
+            post = self.act(self.hook_pre(product(self.up_proj, x)))
+        return scaled(product(self.down_proj, self.hook_post(post)), self.residual_scale)
 
 
 class Block(nn.Module):
@@ -76,22 +97,57 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after this block."""
         resid = self.hook_resid_pre(resid)
-        attn_in = self.ln1(resid)
-        attn_out = self.hook_attn_out(self.ln1_post(self.attn(attn_in, context, self._split_inputs(resid))))
+        # Of a long text each of these is as large as the stream: none is held longer than it is needed.
+        stream, attn_in = self._attended(resid, context)
         if self.mlp is None:
-            return self.hook_resid_post(resid + attn_out)
-        mlp_in = resid if self.hook_resid_mid is None else self.hook_resid_mid(resid + attn_out)
-        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self._mlp_input(mlp_in, attn_in))))
-        if self.parallel:
-            return self.hook_resid_post(resid + attn_out + mlp_out)
-        return self.hook_resid_post(mlp_in + mlp_out)
+            return self.hook_resid_post(stream)
+        if self.hook_resid_mid is None:
+            return self.hook_resid_post(self._add_mlp(self.mlp, stream, resid, attn_in))
+        own = not is_watched(self.hook_resid_mid)
+        stream = self.hook_resid_mid(stream)
+        return self.hook_resid_post(self._add_mlp(self.mlp, stream, stream, attn_in, out=stream if own else None))
+
+    def _attended(self, resid: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        """The stream after attention, a fresh tensor; and what attention read, where the MLP reads the same."""
+        split = self._split_inputs(resid)
+        if self._reads_in_pieces(resid, split):
+            return resid + self.hook_attn_out(self.ln1_post(self.attn(resid, context, norm=self.ln1))), None
+        attn_in = self.ln1(resid)
+        attn_out = self.hook_attn_out(self.ln1_post(self.attn(attn_in, context, split)))
+        return resid + attn_out, attn_in if self.shared_norm else None
+
+    def _reads_in_pieces(self, resid: Tensor, split: dict[str, Tensor]) -> bool:
+        """Whether attention's input need not be there as a whole: the text is long, and nobody looks at it."""
+        if resid.shape[1] <= self.attn.positions_at_once(resid) or torch.is_grad_enabled() or self.shared_norm:
+            return False
+        projections = (self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
+        seen = split or has_torch_hooks(self.attn) or is_watched(self.ln1, *projections)
+        return not seen and not torch.compiler.is_compiling()
+
+    def _add_mlp(
+        self, mlp: MLP, stream: Tensor, read: Tensor, shared: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
+        """A stream and what the MLP makes of another: in pieces where the text is long and nothing here is watched.
+
+        The result takes the place of ``out``, if it is given and there are pieces.
+        """
+        at_once = mlp.positions_at_once(stream)
+        if stream.shape[1] > at_once and not is_watched(
+            self.ln2, mlp, self.ln2_post, self.hook_mlp_in, self.hook_mlp_out
+        ):
+
+            def piece(stream: Tensor, read: Tensor) -> Tensor:
+                return stream + self.ln2_post(mlp(self.ln2(read)))
+
+            return by_position(piece, stream, read if shared is None else shared, at_once=at_once, out=out)
+        return stream + self.hook_mlp_out(self.ln2_post(mlp(self._mlp_input(read, shared))))
 
     def _mlp_input(
-        self, resid: Float[Tensor, "batch pos d_model"], attn_in: Float[Tensor, "batch pos d_model"]
+        self, resid: Float[Tensor, "batch pos d_model"], attn_in: Float[Tensor, "batch pos d_model"] | None
     ) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP reads of the stream: normed, and where ``hook_mlp_in`` is watched of a copy of its own."""
         if not self.hook_mlp_in.has_hooks():
-            return attn_in if self.shared_norm else self.ln2(resid)
+            return self.ln2(resid) if attn_in is None else attn_in
         copied = self.hook_mlp_in(resid.clone())
         if not self.shared_norm:
             return self.ln2(copied)

@@ -1,10 +1,13 @@
 """RMSNorm and LayerNorm of the residual stream, with hooks on the divisor and on the normalised tensor."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooks.config.transformer import HookedTransformerConfig
+from hooks.modules.chunks import by_position, positions_at_once
 from hooks.modules.hook_point import HookPoint
 
 
@@ -68,6 +71,14 @@ class Norm(nn.Module):
             x: the residual stream, or one copy of it per head.
             hooked: False passes the hook points by, for copies that are not the stream itself.
         """
+        if x.ndim < 3:
+            return self._normalised(x, hooked=hooked)
+        at_once = positions_at_once(x.shape[2:].numel(), x, itemsize=4)
+        points = (self.hook_scale, self.hook_normalized) if hooked else ()
+        return by_position(partial(self._normalised, hooked=hooked), x, at_once=at_once, unless_watched=points)
+
+    def _normalised(self, x: Tensor, *, hooked: bool) -> Tensor:
+        """The whole of x, past the hook points or not."""
         wide = self.centred(x.to(torch.promote_types(x.dtype, torch.float32)))
         mean_square = wide.pow(2).mean(-1, keepdim=True) + self.cfg.eps
         if hooked:

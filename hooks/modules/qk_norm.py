@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hooks.config.qk_norm import QKNormConfig
 from hooks.errors import InputError
+from hooks.modules.chunks import by_position, positions_at_once
 from hooks.modules.hook_point import HookPoint
 from hooks.modules.norms import hooked_rsqrt
 
@@ -54,6 +55,13 @@ class QKNorm(nn.Module):
         """
         if x.shape[-2:] != (self.n_heads, self.d_head):
             raise InputError(f"QKNorm is made for {self.n_heads} heads of {self.d_head}, got {tuple(x.shape)}")
+        if x.ndim != 4:
+            return self._normed(x)
+        at_once = positions_at_once(self.n_heads * self.d_head, x, itemsize=4)
+        return by_position(self._normed, x, at_once=at_once, unless_watched=(self.hook_scale,))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """The whole of x."""
         vectors = x.flatten(-2).unsqueeze(-2) if self.config.scope == "full" else x
         normed = self._normalize(vectors.to(torch.promote_types(x.dtype, torch.float32)))
         if not self.config.scale_before_cast:

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hooks.config.rope import RopeConfig
-from hooks.functional.float64 import float64_device
-from hooks.functional.rope import attention_factor, inv_freq, length_dependent, same_frequencies
+from hooks.config.transformer import HookedTransformerConfig
+from hooks.functional.rope import attention_factor, cos_and_sin, inv_freq, length_dependent, same_frequencies
 from hooks.modules.hook_point import HookPoint
 
 
@@ -55,10 +55,7 @@ class Rotary(nn.Module):
         if length is None and length_dependent(self.rope):
             length = int(positions.max()) + 1
         frequencies, factor = self.frequencies(length)
-        angle_dtype = torch.float64 if self.rope.precision == "float64" else torch.float32
-        device = float64_device(positions.device) if angle_dtype == torch.float64 else positions.device
-        angles = positions[..., None].to(device).to(angle_dtype) * frequencies.to(device, angle_dtype)
-        cos, sin = ((turned * factor).to(dtype).to(positions.device) for turned in (angles.cos(), angles.sin()))
+        cos, sin = cos_and_sin(positions, frequencies, factor, precision=self.rope.precision, dtype=dtype)
         return self.hook_cos(cos), self.hook_sin(sin)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -73,6 +70,12 @@ class Rotary(nn.Module):
     def extra_repr(self) -> str:
         """The schedule, in the module's repr."""
         return f"{self.rope!r}, d_head={self.d_head}"
+
+
+def rotation_dtype(cfg: HookedTransformerConfig, dtype: torch.dtype) -> torch.dtype:
+    """Type of cos and sin in a model that computes in this one."""
+    exact = cfg.rope_in_float32 and not cfg.round_cos_sin
+    return torch.promote_types(dtype, torch.float32) if exact else dtype
 
 
 def rescheduled(parameter: str, own: nn.ModuleDict, new: nn.ModuleDict) -> bool:

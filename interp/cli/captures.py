@@ -162,9 +162,9 @@ def _write(plan: "CapturePlan", out: str, metric: "Resolved | None", *, force: b
     except KeyboardInterrupt:
         again = f"go on with: ropescope resume {out}" if begun.is_file() else "nothing was captured yet: run it again"
         raise InterruptedRunError(f"interrupted; {again}") from None
-    typer.echo(
-        f"wrote {out} ({read_capture(out).n_bytes / 1e6:,.1f} MB of q, k and v) in {time.monotonic() - started:.0f} s"
-    )
+    from interp.tensors.description import bytes_in_words
+
+    typer.echo(f"wrote {out} ({bytes_in_words(read_capture(out))} of q, k and v) in {time.monotonic() - started:.0f} s")
 
 
 def _loss_line(cap: "Capture") -> str:
@@ -172,6 +172,20 @@ def _loss_line(cap: "Capture") -> str:
     if len(cap.loss):
         return f"{float(cap.predicted_loss.double().mean()):.4f} nats per token"
     return cap.provenance["settings"].get("loss", "not there yet")
+
+
+def _storage_rows(cap: "Capture") -> list[tuple[str, str]]:
+    """What is stored and what is derived, with the layers that it is so in."""
+    from interp.common.words import number_ranges
+
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for layer in cap.layers:
+        alike.setdefault(cap._layers[layer].derived, []).append(layer)
+    rows = [("stored", f"{cap.stored_bytes:,} bytes")]
+    for names, layers in alike.items():
+        what = ", ".join(names) if names else "nothing"
+        rows.append(("derived", f"{what} when read, in layer{'s' * (len(layers) > 1)} {number_ranges(layers)}"))
+    return rows
 
 
 def _gradient_line(cap: "Capture") -> str:
@@ -193,10 +207,11 @@ def _described(cap: "Capture") -> str:
         ("text", f"{size_in_words(cap)}, {cap.provenance['text']['read']}"),
         ("loss", _loss_line(cap)),
         ("q, k and v", f"{cap.n_bytes:,} bytes"),
+        *_storage_rows(cap),
         ("gradients", _gradient_line(cap)),
         ("complete", "yes" if cap.is_complete else f"no: go on with `ropescope resume {cap.path}`"),
     ]
     lines = [f"{name:<11} {value}" for name, value in rows]
     if cap.layers:
-        lines += ["", cap.holdings().to_string()]
+        lines += ["", cap.holdings().drop(columns="derived").to_string()]
     return "\n".join(lines)

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hooks import AttentionSpec
 from hooks.attached.transformer import AttachedTransformer
 from hooks.functional.float64 import float64_device
+from hooks.functional.rope import attention_factor
 from hooks.model import HookedTransformer
 from hooks.modules.attention import Attention
 from hooks.modules.qk_norm import QKNorm
@@ -24,6 +26,14 @@ def layer_constants(model: HookedTransformer | AttachedTransformer, layer: int, 
     with model.resident(layer, _NEEDED):
         w_o = _triangular(cast(Attention, model.blocks[layer].attn).W_O)
         return replace(score_constants(model, layer, n_tokens), w_o=w_o)
+
+
+def plain_constants(model: HookedTransformer | AttachedTransformer, layer: int) -> tuple[AttentionSpec, float]:
+    """A layer's spec, its sinks apart, and its attention factor: what is known of it without a weight."""
+    rope = model.cfg.rope_for(layer)
+    native = isinstance(model, HookedTransformer)
+    spec = model.cfg.attention_spec(layer) if native else cast(Attention, model.blocks[layer].attn).spec
+    return replace(spec, sinks=None), 1.0 if rope is None else attention_factor(rope)
 
 
 def score_constants(model: HookedTransformer | AttachedTransformer, layer: int, n_tokens: int) -> LayerConstants:

@@ -15,7 +15,7 @@ _TRIAL_TOKENS = 512
 
 
 def size_estimate(plan: CapturePlan, directory: Path) -> str:
-    """One line: the bytes of q, k and v, what stored patterns would have taken, and the room on the disk."""
+    """One line: the bytes of q, k and v, what patterns would have taken, what is stored, and the room on the disk."""
     place = directory if directory.is_dir() else directory.absolute().parent
     cfg, room = plan.model.cfg, ""
     if place.is_dir():
@@ -23,7 +23,8 @@ def size_estimate(plan: CapturePlan, directory: Path) -> str:
     patterns = len(plan.steps) * cfg.n_heads * plan.n_tokens**2 * plan.model.dtype.itemsize
     return (
         f"{plan.n_tokens:,} tokens × {len(plan.steps)} layers: {plan.n_bytes:,} bytes of q, k and v in {directory}, "
-        f"where patterns would take {patterns:,}{room}"
+        f"where patterns would take {patterns:,}; {plan.stored_bytes():,} are stored if later stages follow from the "
+        f"first{room}"
     )
 
 

@@ -111,9 +111,7 @@ class Forecast:
     @property
     def qkv_bytes(self) -> int:
         """Bytes of the q, k and v that are stored."""
-        return sum(
-            stored_bytes(self.cfg, steps, self.stages, self.n_tokens, self.dtype) for steps in self.steps.values()
-        )
+        return len(self.steps) * stored_bytes(self.cfg, self.n_tokens, self.dtype)
 
     @property
     def disk(self) -> int:

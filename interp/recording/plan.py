@@ -90,6 +90,11 @@ class CapturePlan:
         """Bytes of all q, k and v kept."""
         return sum(self.layer_bytes(layer) for layer in self.steps)
 
+    def stored_bytes(self, start: int = 0) -> int:
+        """Bytes that a capture on disk stores of the layers from one on, where later stages follow from the first."""
+        one = stored_bytes(self.model.cfg, self.n_tokens, self.model.dtype)
+        return one * sum(layer >= start for layer in self.steps)
+
     @property
     def gradient_bytes(self) -> int:
         """Bytes of the gradients of all that is kept, and of what the heads give."""
@@ -173,11 +178,9 @@ def layer_bytes(
     return rows * cfg.d_head * n_tokens * dtype.itemsize
 
 
-def stored_bytes(
-    cfg: HookedTransformerConfig, steps: tuple[str, ...], stages: Sequence[str], n_tokens: int, dtype: torch.dtype
-) -> int:
-    """Bytes of them on disk: the one place that says what of a layer is stored there, which is all of it."""
-    return layer_bytes(cfg, steps, stages, n_tokens, dtype)
+def stored_bytes(cfg: HookedTransformerConfig, n_tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of them on disk, the one place that says so: v, and q and k at one stage, from which the later follow."""
+    return (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head * n_tokens * dtype.itemsize
 
 
 def tokens_of(

@@ -19,6 +19,7 @@ from interp.metrics import Resolved
 from interp.recording.gradients import run_back
 from interp.recording.plan import CapturePlan
 from interp.recording.provenance import environment
+from interp.storage.disk import check_room, system_errors_named
 from interp.storage.gradient_record import (
     DIRECTORY,
     KIND,
@@ -44,7 +45,7 @@ from interp.storage.tensor_files import (
     read_tensor,
     write_tensors,
 )
-from interp.storage.writing import Watch, _check_room, _system_errors_named, write_capture
+from interp.storage.writing import Watch, write_capture
 from interp.tensors.gradients import Gradients
 
 
@@ -112,7 +113,7 @@ def write_with_gradients(
     if has_gradients(directory) and read_record(directory).is_complete:
         tidy_gradients(directory)
         return
-    with _system_errors_named(directory), locked(directory):
+    with system_errors_named(directory), locked(directory):
         writer.start()
         run_back(plan, metric, writer)
 
@@ -128,7 +129,7 @@ def tidy_gradients(directory: Path) -> None:
         return
     record = read_record(directory)
     if record.is_complete and _leftovers(directory, record):
-        with _system_errors_named(directory), locked(directory):
+        with system_errors_named(directory), locked(directory):
             _remove(directory / DIRECTORY, _leftovers(directory, record))
 
 
@@ -169,7 +170,7 @@ class GradientWriter:
         if self.record.is_complete:
             self._remove_leftovers()
             return
-        _check_room(self.directory, self.plan.gradient_bytes + (self.n_blocks + 1) * self.plan.stream_bytes - done)
+        check_room(self.directory, self.plan.gradient_bytes + (self.n_blocks + 1) * self.plan.stream_bytes - done)
         (self.directory / DIRECTORY).mkdir(exist_ok=True)
         sync_directory(self.directory)
         write_record(self.directory, self.record)

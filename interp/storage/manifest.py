@@ -1,14 +1,21 @@
 """manifest.json: what a capture on disk is of, which of its files are finished, and what each must be.
 
-This version writes format 2 and reads 1 and 2. Format 2 says more of what a reader must understand, so that a capture
+This version writes format 3 and reads 1 to 3. Since format 2 it says what a reader must understand, so that a capture
 can come to hold more without being misread:
 
-- ``parts``: for each layer the names of all tensors that its file holds, now or once it is finished: ``q.{stage}``,
-  ``k.{stage}`` and ``v``. A reader that meets another name (``grad.z``, say) refuses.
+- ``parts``: for each layer the names of all tensors that its file holds: ``q.{stage}``, ``k.{stage}`` and ``v``. A
+  reader that meets another name (``grad.z``, say) refuses. A layer that has not run yet has all that it may hold.
 - ``documents``: where documents begin that were packed into one row; null is one document.
 - ``padding``: which tokens are padding; null is none, and this version refuses all else.
 - ``extras``: anything else, by name: ``{"optional": true, …}`` may be passed over, and is kept when the capture is gone
   on with; without ``"optional": true`` a reader that does not know the name refuses. So it does every further key.
+
+Format 3 leaves out what follows from the rest:
+
+- ``derived``: for each layer the stages of q and k that are not stored, because clip, norm and rotation give them from
+  the stage before to the last bit; each with the SHA-256 of its bytes. Its last row is stored all the same, as
+  ``q.{stage}.last``, so that other last bits, as another processor may give, can be told from other numbers.
+- Constants of a layer are written with it, to a file of its own, and gathered in one once everything is captured.
 """
 
 import hashlib
@@ -22,15 +29,18 @@ from typing import Any
 from hooks.errors import CaptureDamagedError, CaptureError
 from interp.common.files import replace_file
 from interp.storage.tensor_files import REMEDY, FileRecord, cannot_read, info_from_text, info_to_text
+from interp.storage.values import flag, names, number, positive, text, texts, whole
 from interp.tensors.stages import STAGES, STEPS
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 TOKENS, TOKEN_STRINGS = "tokens.safetensors", "tokens.json"
 CONSTANTS, LOSS = "constants.safetensors", "loss.safetensors"
-_NAMES = re.compile(r"(tokens|constants|loss)\.safetensors|tokens\.json|(layer|resume)_\d{3,6}\.safetensors", re.ASCII)
+_NAMES = re.compile(
+    r"(tokens|constants|loss)\.safetensors|tokens\.json|(layer|constants|resume)_\d{3,6}\.safetensors", re.ASCII
+)
+_PASSING = ("resume_", "constants_")  # files that go away before or with the end
 _MAX_BYTES = 64 * 2**20
-_LARGEST = 1e300
 _MAX_LAYERS = 100_000  # before anything is sized by a number that a file names
 
 
@@ -44,19 +54,48 @@ def resume_file(blocks_run: int) -> str:
     return f"resume_{blocks_run:03d}.safetensors"
 
 
+def layer_constants_file(layer: int) -> str:
+    """Name of the file with the constants of a layer, until everything is captured."""
+    return f"constants_{layer:03d}.safetensors"
+
+
+def last_row(name: str) -> str:
+    """Name of the last row of a derived stage."""
+    return f"{name}.last"
+
+
 @dataclass(frozen=True)
 class LayerRecord:
-    """What a captured layer is: its steps, the stages held, and the plain values of its constants."""
+    """What a captured layer is: its steps, the stages it has, and the plain values of its constants.
+
+    Attributes:
+        steps: clip, norm and rope in its order.
+        stages: the stages of q and k, the last is final.
+        spec: plain values of its spec.
+        attention_factor: what cos and sin are multiplied by.
+        derived: names of the stages that are not stored (q.pre_rope, …), each with the SHA-256 of its bytes.
+    """
 
     steps: tuple[str, ...]
     stages: tuple[str, ...]
     spec: dict[str, Any]
     attention_factor: float
+    derived: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layer's q and k, stored or not."""
+        return tuple(f"{x}.{stage}" for x in "qk" for stage in self.stages)
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the tensors that the layer's file holds."""
-        return (*(f"{x}.{stage}" for x in "qk" for stage in self.stages), "v")
+        return (*(last_row(name) if name in self.derived else name for name in self.names), "v")
+
+    def base(self, name: str) -> str:
+        """The stored stage that a stage is derived from, or the stage itself."""
+        same = [other for other in self.names if other[0] == name[0]]
+        return next(other for other in reversed(same[: same.index(name) + 1]) if other not in self.derived)
 
 
 @dataclass(frozen=True)
@@ -118,9 +157,22 @@ class Manifest:
         return tuple(layer for layer in self.layers if layer < self.blocks_run)
 
     def after(self, blocks_run: int, finished: dict[str, FileRecord]) -> "Manifest":
-        """The manifest once these files are finished; of residual streams only the last one stays part of it."""
-        kept = {name: record for name, record in self.files.items() if not name.startswith("resume_")}
+        """The manifest once these files are finished.
+
+        Of residual streams only the last one stays part of it, and constants of single layers until all are gathered.
+        """
+        spent = _PASSING if CONSTANTS in finished else ("resume_",)
+        kept = {name: record for name, record in self.files.items() if not name.startswith(spent)}
         return replace(self, blocks_run=blocks_run, files=kept | finished)
+
+    @property
+    def lasting(self) -> dict[str, FileRecord]:
+        """Files that no writer removes."""
+        return {name: record for name, record in self.files.items() if not name.startswith(_PASSING)}
+
+    def constants_file(self, layer: int) -> str:
+        """Name of the file that has the constants of a finished layer."""
+        return CONSTANTS if CONSTANTS in self.files else layer_constants_file(layer)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -215,7 +267,7 @@ def _unknown(body: dict[str, Any], manifest: Manifest) -> list[str]:
     if sorted(body["parts"]) != sorted(map(str, manifest.layers)):
         raise ValueError("its parts are not those of its layers")
     for layer, record in manifest.layers.items():
-        parts = _texts(body["parts"][str(layer)])
+        parts = texts(body["parts"][str(layer)])
         if missing := [name for name in record.parts if name not in parts]:
             raise ValueError(f"layer {layer} lacks {', '.join(missing)}")
         found += [name for name in parts if name not in record.parts]
@@ -245,34 +297,35 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
 
 def _from_json(body: dict[str, Any]) -> Manifest:
     """The manifest from plain values; raises a KeyError, TypeError or ValueError where they cannot be."""
-    n_layers = _whole(body["config"]["n_layers"], 1, _MAX_LAYERS)
+    n_layers = whole(body["config"]["n_layers"], 1, _MAX_LAYERS)
     for name in ("n_heads", "n_ctx", "d_model", "d_head"):
-        _whole(body["config"][name], 1, 2**40)
+        whole(body["config"][name], 1, 2**40)
     heads = body["config"]["n_heads"]
-    layers = {_whole(int(layer), 0, n_layers - 1): _layer(record, heads) for layer, record in body["layers"].items()}
+    layers = {whole(int(layer), 0, n_layers - 1): _layer(record, heads) for layer, record in body["layers"].items()}
     manifest = Manifest(
-        model_id=_text(body["model_id"]),
+        model_id=text(body["model_id"]),
         config=body["config"],
-        weights=_text(body["weights"]),
-        n_tokens=_whole(body["n_tokens"], 2, 2**40),
-        tokens=_text(body["tokens"]),
-        stages=_names(body["stages"], STAGES),
+        weights=text(body["weights"]),
+        n_tokens=whole(body["n_tokens"], 2, 2**40),
+        tokens=text(body["tokens"]),
+        stages=names(body["stages"], STAGES),
         environment={str(key): value for key, value in body["environment"].items()},
         provenance={
-            _text(section): {_text(key): _text(value) for key, value in rows.items()}
+            text(section): {text(key): text(value) for key, value in rows.items()}
             for section, rows in body["provenance"].items()
         },
         layers=dict(sorted(layers.items())),
-        blocks_run=_whole(body["blocks_run"], 0, n_layers),
+        blocks_run=whole(body["blocks_run"], 0, n_layers),
         forced=tuple(body["forced"]),
         files={_file_name(name): _record(record) for name, record in body["files"].items()},
-        loss=_flag(body.get("loss", True)),  # captures that were written before it could be left out have one
+        loss=flag(body.get("loss", True)),  # captures that were written before it could be left out have one
         documents=_documents(body.get("documents"), body["n_tokens"]),
-        extras={_text(name): dict(extra) for name, extra in body.get("extras", {}).items()},
+        extras={text(name): dict(extra) for name, extra in body.get("extras", {}).items()},
     )
     if not layers:
         raise ValueError("it has no layer")
-    needed = {TOKENS, TOKEN_STRINGS, CONSTANTS, *map(layer_file, manifest.finished_layers)}
+    needed = {TOKENS, TOKEN_STRINGS, *map(layer_file, manifest.finished_layers)}
+    needed |= {CONSTANTS} if manifest.is_complete else set(map(manifest.constants_file, manifest.finished_layers))
     needed |= set() if manifest.is_complete else {resume_file(manifest.blocks_run)} if manifest.blocks_run else set()
     if missing := sorted(needed - set(manifest.files)):
         raise ValueError(f"it does not name {', '.join(missing)}")
@@ -287,31 +340,36 @@ def _documents(value: object, n_tokens: int) -> tuple[int, ...] | None:
         return None
     if not isinstance(value, list) or len(value) < 2 or value[0] != 0:
         raise ValueError(f"{str(value)[:40]} does not say where documents begin")
-    lows = [0, *(_whole(start, 0, n_tokens) + 1 for start in value[:-1])]
-    return tuple(_whole(start, low, n_tokens - 1) for start, low in zip(value, lows, strict=True))
+    lows = [0, *(whole(start, 0, n_tokens) + 1 for start in value[:-1])]
+    return tuple(whole(start, low, n_tokens - 1) for start, low in zip(value, lows, strict=True))
 
 
 def _layer(record: dict[str, Any], n_heads: int) -> LayerRecord:
     """One layer's record, checked."""
     spec, slopes = record["spec"], record["spec"]["alibi_slopes"]
-    _positive(spec["scale"])
-    _flag(spec["causal"])
+    positive(spec["scale"])
+    flag(spec["causal"])
     if spec["softcap"] is not None:
-        _positive(spec["softcap"])
+        positive(spec["softcap"])
     if spec["window"] is not None:
-        _whole(spec["window"], 1, 2**40)
-    if slopes is not None and len([_number(slope) for slope in slopes]) != n_heads:
+        whole(spec["window"], 1, 2**40)
+    if slopes is not None and len([number(slope) for slope in slopes]) != n_heads:
         raise ValueError("a layer's ALiBi slopes are not one a head")
-    stages = _names(record["stages"], STAGES)
+    stages = names(record["stages"], STAGES)
     if not stages or stages[-1] != "final" or len(set(stages)) < len(stages):
         raise ValueError("a layer lacks its final q and k, or has a stage twice")
-    return LayerRecord(_names(record["steps"], STEPS), stages, spec, _positive(record["attention_factor"]))
+    derived = {text(name): text(sha256) for name, sha256 in record.get("derived", {}).items()}
+    found = LayerRecord(names(record["steps"], STEPS), stages, spec, positive(record["attention_factor"]), derived)
+    # The first stage has none before it.
+    if not set(derived) <= set(found.names) - {f"{x}.{stages[0]}" for x in "qk"}:
+        raise ValueError("a layer derives a stage that it does not have, or from nothing")
+    return found
 
 
 def _record(record: dict[str, Any]) -> FileRecord:
     """One file's record, checked."""
-    tensors = {_text(name): info_from_text(_text(info)) for name, info in record["tensors"].items()}
-    return FileRecord(_whole(record["bytes"], 0, 2**60), _text(record["sha256"]), tensors)
+    tensors = {text(name): info_from_text(text(info)) for name, info in record["tensors"].items()}
+    return FileRecord(whole(record["bytes"], 0, 2**60), text(record["sha256"]), tensors)
 
 
 def _file_name(name: str) -> str:
@@ -319,55 +377,6 @@ def _file_name(name: str) -> str:
     if not _NAMES.fullmatch(name):
         raise ValueError(f"{name!r} is the name of no file of a capture")
     return name
-
-
-def _whole(value: object, low: int, high: int) -> int:
-    """A whole number in a range."""
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{value!r} is no whole number from {low} to {high}")
-    return value
-
-
-def _number(value: object) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
-        raise ValueError(f"{str(value)[:40]} is no number that a layer has")
-    return float(value)
-
-
-def _positive(value: object) -> float:
-    """A finite number above 0."""
-    if _number(value) <= 0:
-        raise ValueError(f"{value} is not above 0")
-    return _number(value)
-
-
-def _flag(value: object) -> bool:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is neither true nor false")
-    return value
-
-
-def _text(value: object) -> str:
-    """A string."""
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _names(value: object, known: tuple[str, ...]) -> tuple[str, ...]:
-    """A list of known names."""
-    if any(name not in known for name in _texts(value)):
-        raise ValueError(f"{value!r} is no list of {', '.join(known)}")
-    return _texts(value)
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    """A list of strings."""
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r} is no list")
-    return tuple(map(_text, value))
 
 
 def _signature(body: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ _TEMPORARY = re.compile(r"\.ropescope-[a-z0-9_]{8}\.tmp", re.ASCII)
 # How files of ours begin; a safetensors file after the 8 bytes of its header's length.
 _TENSORS = (f'{{"__metadata__":{{"{MARK}":"'.encode(), b'{"__metadata__":{"note":"{\\"key\\": ')
 _EARLIER_TENSORS = re.compile(rb'\{"(k\.\w+|residual|loss|positions|\d+\.\w+)":\{"dtype":"', re.ASCII)
-_JSON = (f'{{"{MARK}": "'.encode(), b'{\n "format": 1,\n "model_id": ', b'{\n "format": 2,\n "model_id": ')
+_MANIFESTS = (f'{{\n "format": {n},\n "model_id": '.encode() for n in range(1, names.FORMAT + 1))
+_JSON = (f'{{"{MARK}": "'.encode(), *_MANIFESTS)
 _EARLIER_JSON = b'{"token 0": "'
 
 

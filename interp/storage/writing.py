@@ -1,36 +1,46 @@
 """A capture on disk, written: killed at any moment, it goes on from the last finished layer to the same bytes."""
 
-import errno
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
 from hooks import checks
-from hooks.config.comparing import differing_settings
 from hooks.errors import CaptureError, CaptureMismatchError, OutputError
+from hooks.loading.stream import EMBED, HEAD
 from interp.common.files import TEMPORARY, check_own, is_own, remove_file, replace_file, sync_directory
 from interp.recording.constants import layer_constants
 from interp.recording.plan import CapturePlan
-from interp.recording.provenance import environment, token_hash, weight_hash
+from interp.recording.provenance import environment
 from interp.recording.run import run_blocks
 from interp.storage import manifest as names
+from interp.storage.background import Background
+from interp.storage.derived import without_derived
+from interp.storage.disk import check_room, system_errors_named
 from interp.storage.lock import LOCK, locked
-from interp.storage.manifest import LayerRecord, Manifest, layer_file, read_manifest, resume_file, write_manifest
+from interp.storage.manifest import (
+    Manifest,
+    layer_constants_file,
+    layer_file,
+    read_manifest,
+    resume_file,
+    write_manifest,
+)
 from interp.storage.own_files import SOURCE, OwnFiles, has_json_mark, marked_json
-from interp.storage.reading import CaptureFiles, constants_tensors, spec_values
+from interp.storage.reading import CaptureFiles, constants_tensors
 from interp.storage.tensor_files import FileRecord, write_bytes, write_tensors
+from interp.storage.wanted import check_same, manifest_of
+from interp.tensors.constants import LayerConstants
+from interp.tensors.derivation import Derivation
 
 # All that may stand in a directory where a capture was begun and has no manifest yet.
 _OURS = (LOCK, SOURCE, names.TOKENS, names.TOKEN_STRINGS, names.CONSTANTS)
+WEIGHTS = "weights"  # name of the manifest's extra with the SHA-256 of streamed weights
 _STREAM = re.compile(r"resume_\d{3,6}\.safetensors", re.ASCII)
 
 
@@ -69,17 +79,17 @@ def write_capture(
         OutputError: it cannot be written, or would not fit on the disk. What is finished stays, to be resumed.
     """
     directory = checks.path("path", path, error=OutputError)
-    with _system_errors_named(directory):
+    with system_errors_named(directory):
         own = OwnFiles(plan.n_tokens, plan.model.cfg.d_model, json.dumps(_source_of(plan)).encode())
         _entries(directory, own)  # before the weights are read to tell one model from another
-        wanted = _manifest_of(plan)
+        wanted = manifest_of(plan)
         if names.MANIFEST in _entries(directory, own):
             found = read_manifest(directory)
-            _check_same(directory, found, wanted)
+            check_same(directory, found, wanted)
             if found.is_complete and not _leftovers(directory, found, own):
                 return
         else:
-            _check_room(directory, plan.n_bytes + 2 * plan.stream_bytes)
+            check_room(directory, plan.stored_bytes() + 2 * plan.stream_bytes)
             directory.mkdir(exist_ok=True)
             sync_directory(directory.absolute().parent)
         with locked(directory):
@@ -106,7 +116,7 @@ class CaptureWriter:
         self.directory, self.plan, self.manifest, self.own, self.watch = directory, plan, wanted, own, watch
         if names.MANIFEST in _entries(directory, own):  # written by a process that held the lock until now
             self.manifest = read_manifest(directory)
-            _check_same(directory, self.manifest, wanted)
+            check_same(directory, self.manifest, wanted)
             self._continue(force=force)
         else:
             self._begin()
@@ -122,16 +132,64 @@ class CaptureWriter:
             resid = files.tensor(resume_file(start), "residual").clone().to(self.plan.tokens.device)
         if self.watch is not None:
             self.watch.start()
-        loss = run_blocks(self.plan, self, start, resid)
-        self._finish(self.manifest.blocks_run, {names.LOSS: self._write(names.LOSS, {"loss": loss})})
+        with Background() as self._background:
+            loss = run_blocks(self.plan, self, start, resid)
+        self._note_weights(ran_head=self.plan.loss)
+        last = {} if names.CONSTANTS in self.manifest.files else {names.CONSTANTS: self._gathered_constants()}
+        last[names.LOSS] = {"loss": loss}
+        self._finish(self.manifest.blocks_run, {name: self._write(name, x) for name, x in last.items()})
 
     def put(self, layer: int, tensors: dict[str, Tensor], resid: Float[Tensor, "1 pos d_model"]) -> None:
+        """Have what was kept of a block, and the residual stream after it, written while the next one runs."""
+        constants = layer_constants(self.plan.model, layer, self.plan.rope_length) if tensors else None
+        if layer + 1 < self.plan.n_blocks:
+            resid = resid.clone()  # a hook of the next block may edit it in place
+        self._background.run(self._put, layer, tensors, constants, resid)
+
+    def _put(self, layer: int, tensors: dict[str, Tensor], constants: LayerConstants | None, resid: Tensor) -> None:
         """Write what was kept of a block and the residual stream after it; then the manifest."""
-        written = {layer_file(layer): tensors} if tensors else {}
+        written = {}
+        if constants is not None:
+            written[layer_file(layer)] = self._stored(layer, tensors, constants)
+            if names.CONSTANTS not in self.manifest.files:  # an earlier version wrote those of all layers first
+                written[layer_constants_file(layer)] = constants_tensors(layer, constants)
         written[resume_file(layer + 1)] = {"residual": resid}
+        self._note_weights(layer)
         self._finish(layer + 1, {name: self._write(name, x) for name, x in written.items()})
         if self.watch is not None:
             self.watch.finished(layer)
+
+    def _stored(self, layer: int, tensors: dict[str, Tensor], constants: LayerConstants) -> dict[str, Tensor]:
+        """What is to be stored of a layer, whose record is told what is not."""
+        cfg, record = self.plan.model.cfg, self.manifest.layers[layer]
+        known = constants.on_cpu()
+        derivation = Derivation(cfg, layer, record.steps, known, self.plan.positions)
+        here = {name: tensors.pop(name).cpu() for name in list(tensors)}
+        stored, derived = without_derived(here, record.steps, derivation)
+        layers = self.manifest.layers | {layer: replace(record, derived=derived)}
+        self.manifest = replace(self.manifest, layers=layers)
+        return stored
+
+    def _gathered_constants(self) -> dict[str, Tensor]:
+        """The constants of all layers, from the files that were written with them."""
+        files = CaptureFiles(self.directory, self.manifest)
+        found = {}
+        for layer in self.manifest.layers:
+            name = layer_constants_file(layer)
+            found |= {tensor: files.tensor(name, tensor) for tensor in self.manifest.files[name].tensors}
+        return found
+
+    def _note_weights(self, layer: int | None = None, *, ran_head: bool = False) -> None:
+        """Note the SHA-256 of the streamed weights that a block was computed with."""
+        stream = getattr(self.plan.model, "stream", None)
+        if stream is None:
+            return
+        ran = ([] if layer is None else [EMBED, f"blocks.{layer}"]) + [HEAD] * ran_head
+        noted = self.manifest.extras.get(WEIGHTS, {}).get("sha256", {})
+        noted = noted | {unit: stream.digests[unit] for unit in ran if unit in stream.digests}
+        self.manifest = replace(
+            self.manifest, extras=self.manifest.extras | {WEIGHTS: {"optional": True, "sha256": noted}}
+        )
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> FileRecord:
         """Write one file of tensors, in the place of nothing but our own."""
@@ -141,21 +199,11 @@ class CaptureWriter:
         """Write all that is known before the model runs."""
         self._write_source()
         tokens = self.plan.tokens[0].cpu()
-        constants = {n: layer_constants(self.plan.model, n, self.plan.rope_length) for n in self.plan.steps}
-        weights = {name: x for n, found in constants.items() for name, x in constants_tensors(n, found).items()}
         strings = {"token 0": self.manifest.provenance["text"]["token 0"], "str_tokens": self.plan.str_tokens}
-        self.manifest = replace(
-            self.manifest,
-            layers={
-                n: replace(record, spec=spec_values(constants[n].spec), attention_factor=constants[n].attention_factor)
-                for n, record in self.manifest.layers.items()
-            },
-        )
         texts = marked_json("tokens", strings)
         records = {
             names.TOKENS: self._write(names.TOKENS, {"tokens": tokens, "positions": self.plan.positions}),
             names.TOKEN_STRINGS: write_bytes(self.directory / names.TOKEN_STRINGS, texts, self.own),
-            names.CONSTANTS: self._write(names.CONSTANTS, weights),
         }
         self._finish(0, records)
 
@@ -167,7 +215,8 @@ class CaptureWriter:
         """Make sure that what is finished is whole, that the rest will fit it bit by bit, and that it has its place."""
         CaptureFiles(self.directory, self.manifest).check()
         ran, every = self.manifest.blocks_run, range(self.manifest.n_blocks + 1)
-        to_come = [*(layer_file(n) for n in self.plan.steps if n >= ran), *map(resume_file, every[ran + 1 :])]
+        layers = [n for n in self.plan.steps if n >= ran]
+        to_come = [*map(layer_file, layers), *map(layer_constants_file, layers), *map(resume_file, every[ran + 1 :])]
         for name in () if self.manifest.is_complete else (*to_come, names.LOSS):
             check_own(self.directory / name, self.own)
         self._remove_leftovers()
@@ -175,8 +224,7 @@ class CaptureWriter:
             return
         if (self.directory / SOURCE).is_file() and self.own(self.directory / SOURCE):
             self._write_source()  # an earlier version's carries no mark
-        left = sum(self.plan.layer_bytes(n) for n in self.plan.steps if n >= self.manifest.blocks_run)
-        _check_room(self.directory, left + 2 * self.plan.stream_bytes)
+        check_room(self.directory, self.plan.stored_bytes(ran) + 2 * self.plan.stream_bytes)
         begun, now = self.manifest.environment, environment(self.plan.model)
         if self.manifest.forced:
             begun = {key: value for key, value in self.manifest.forced[-1].items() if key != "from_block"}
@@ -209,7 +257,7 @@ def tidy(directory: Path) -> None:
         CaptureBusyError: another process is writing it.
         OutputError: it cannot be removed.
     """
-    with _system_errors_named(directory):
+    with system_errors_named(directory):
         manifest = read_manifest(directory)
         own = OwnFiles(manifest.n_tokens, manifest.config["d_model"])
         if manifest.is_complete and _leftovers(directory, manifest, own):
@@ -226,59 +274,6 @@ def _remove(directory: Path, leftovers: list[str], own: OwnFiles) -> None:
 def _source_of(plan: CapturePlan) -> dict[str, str | None]:
     """Where the model of a plan was loaded from; an attached one came from somewhere else."""
     return {"model": getattr(plan.model, "loaded_from", None)}
-
-
-def _manifest_of(plan: CapturePlan) -> Manifest:
-    """What the capture will be, before any of it is there."""
-    config = plan.model.cfg.to_dict()
-    config["model_name"] = model_id(plan.model)
-    return Manifest(
-        model_id=model_id(plan.model),
-        config=json.loads(json.dumps(config)),
-        weights=weight_hash(plan.model),
-        n_tokens=plan.n_tokens,
-        tokens=token_hash(plan.tokens[0]),
-        stages=plan.stages,
-        environment=environment(plan.model),
-        provenance=plan.provenance,
-        layers={n: LayerRecord(steps, plan.stage_names(n), {}, 1.0) for n, steps in plan.steps.items()},
-        loss=plan.loss,
-        documents=None if plan.documents is None else tuple(plan.documents.tolist()),
-    )
-
-
-def model_id(model: Any) -> str:
-    """The model's name; of a path only the last part, so that a capture names no place on this machine."""
-    name = str(model.cfg.model_name)
-    return Path(name).name if os.path.isabs(name) else name
-
-
-def _check_same(directory: Path, found: Manifest, wanted: Manifest) -> None:
-    """Raise a CaptureMismatchError that says in what the capture at a path differs from the one asked for."""
-    # The weights' own type counts, not the configuration's: a cast changes the first alone.
-    settings = [name for name in differing_settings(wanted.config, found.config) if name != "dtype"]
-    different = [f"{key} {found.config.get(key)!r} there, {wanted.config.get(key)!r} here" for key in settings[:3]]
-    if found.dtype != wanted.dtype:
-        different.append(f"weights of {found.dtype} there, of {wanted.dtype} here")
-    elif not settings and found.weights != wanted.weights:
-        different.append(f"other weights ({found.model_id} there, {wanted.model_id} here)")
-    if found.tokens != wanted.tokens:
-        different.append(f"another text ({found.n_tokens:,} tokens there, {wanted.n_tokens:,} here)")
-    if found.documents != wanted.documents:
-        there, here = (1 if m.documents is None else len(m.documents) for m in (found, wanted))
-        counts = f"{there:,} there, {here:,} here" if there != here else f"{there:,} that begin elsewhere"
-        different.append(f"other documents packed into its row ({counts})")
-    held, asked = ({n: (r.steps, r.stages) for n, r in m.layers.items()} for m in (found, wanted))
-    if set(held) != set(asked):
-        different.append(f"layers {', '.join(map(str, held))} there, {', '.join(map(str, asked))} here")
-    elif held != asked:
-        different.append(f"stages {', '.join(found.stages)} there, {', '.join(wanted.stages)} here")
-    if found.loss != wanted.loss:
-        different.append("with its loss there, without here" if found.loss else "without its loss there, with it here")
-    if different:
-        raise CaptureMismatchError(
-            f"the capture in {str(directory)!r} is another one: {'; '.join(different)}; choose another path"
-        )
 
 
 def _entries(directory: Path, own: OwnFiles) -> set[str]:
@@ -299,7 +294,8 @@ def _entries(directory: Path, own: OwnFiles) -> set[str]:
 
 def _leftovers(directory: Path, manifest: Manifest, own: OwnFiles) -> list[str]:
     """Files of ours that a killed run left, and the source once it is of no more use."""
-    layers = {*map(layer_file, manifest.layers), names.LOSS}
+    layers = {*map(layer_file, manifest.layers), *map(layer_constants_file, manifest.layers), names.LOSS}
+    layers |= {names.CONSTANTS}
     found = []
     for name in os.listdir(directory):
         left = name not in manifest.files and (name in layers or _STREAM.fullmatch(name) or Path(name).match(TEMPORARY))
@@ -312,31 +308,3 @@ def _leftovers(directory: Path, manifest: Manifest, own: OwnFiles) -> list[str]:
 def _has_source_mark(path: Path) -> bool:
     """Whether a file says, in this version's form, where a model came from."""
     return has_json_mark(path, "source")
-
-
-def _check_room(directory: Path, n_bytes: int) -> None:
-    """Raise an OutputError when the disk would not hold what is to be written."""
-    place = directory if directory.exists() else directory.absolute().parent
-    if not place.is_dir():
-        raise OutputError(f"cannot write {str(directory)!r}: there is no directory {str(place)!r}; create it first")
-    free = shutil.disk_usage(place).free
-    if n_bytes > free:
-        raise OutputError(
-            f"the capture takes {n_bytes / 1e9:.2f} GB more in {str(directory)!r} and {free / 1e9:.2f} GB are free: "
-            "free some space, choose another disk, or keep fewer layers, stages or tokens"
-        )
-
-
-@contextmanager
-def _system_errors_named(directory: Path) -> Iterator[None]:
-    """Turn what the system says while writing into an OutputError that says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full; free some space" if full else f"{error.strerror or error}; see that it can be written"
-        raise OutputError(
-            f"cannot write the capture in {str(directory)!r}: {what} and run it again: what is finished stays"
-        ) from None

@@ -135,20 +135,21 @@ class CaptureData:
             layer: which layer.
             stage: clip, norm and rope each have a ``pre_`` and a ``post_`` side.
             positions: an index, a slice or several indices; None is all. Of a capture on disk these are views
-                of the file, whose hash is checked when the layer is first read.
+                of the file, whose hash is checked when the layer is first read; of a stage that follows from another
+                just these positions are computed.
             heads: the same for query heads. No axis is dropped.
 
         Raises:
             StageError: the layer was not captured, or has no such stage.
             PositionError: a position or head that is not there.
         """
-        return part_of(self._layer(layer).q[self._steps_done(layer, stage)], positions, heads)
+        return self._layer(layer).part("q", self._steps_done(layer, stage), positions, heads)
 
     def k(
         self, layer: int, stage: str = "final", *, positions: Choice = None, heads: Choice = None
     ) -> Float[Tensor, "pos kv_head d_head"]:
         """Keys of a layer at a stage; ``final`` are those that enter the score. Heads are kv heads; else as `q`."""
-        return part_of(self._layer(layer).k[self._steps_done(layer, stage)], positions, heads)
+        return self._layer(layer).part("k", self._steps_done(layer, stage), positions, heads)
 
     def v(self, layer: int, *, positions: Choice = None, heads: Choice = None) -> Float[Tensor, "pos kv_head d_head"]:
         """Values of a layer, after clipping where the model clips. Heads are kv heads; else as `q`.
@@ -307,8 +308,14 @@ class CaptureData:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes held by q, k and v."""
+        """Bytes of q, k and v at all stages, those included that are derived when they are read."""
         return sum(info.n_bytes for held in self._layers.values() for info in held.infos().values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of those that are stored."""
+        kept = [(held.infos(), held.derived) for held in self._layers.values()]
+        return sum(info.n_bytes for infos, derived in kept for name, info in infos.items() if name not in derived)
 
     def _layer(self, layer: int) -> HeldLayer:
         """The layer's tensors, or a StageError that says which layers there are."""

@@ -1,6 +1,6 @@
 """The weights of a layer that an analysis needs once q, k and v are known, so that it never needs the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,3 +32,8 @@ class LayerConstants:
     attention_factor: float
     w_o: Float[Tensor, "head d_head rank"] | None
     spec: AttentionSpec
+
+    def on_cpu(self) -> "LayerConstants":
+        """The same where a capture on disk is read."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: x.cpu() for name, x in held.items() if isinstance(x, Tensor)})

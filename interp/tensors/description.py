@@ -14,8 +14,8 @@ def holdings(cap: CaptureData) -> pd.DataFrame:
     """One row for each layer; reads no tensor, on disk or in memory."""
     rows = []
     for layer in cap.layers:
-        infos = cap._layers[layer].infos()
-        final = infos["q.final"]
+        held = cap._layers[layer]
+        infos, final = held.infos(), held.infos()["q.final"]
         rows.append(
             {
                 "layer": layer,
@@ -26,12 +26,14 @@ def holdings(cap: CaptureData) -> pd.DataFrame:
                 "k": " × ".join(map(str, infos["k.final"].shape)),
                 "dtype": str(final.dtype).removeprefix("torch."),
                 "bytes": sum(info.n_bytes for info in infos.values()),
+                "stored": sum(info.n_bytes for name, info in infos.items() if name not in held.derived),
+                "derived": ", ".join(held.derived),
             }
         )
     return pd.DataFrame(rows, columns=_COLUMNS).set_index("layer")
 
 
-_COLUMNS = ["layer", "type", "window", "stages", "q", "k", "dtype", "bytes"]
+_COLUMNS = ["layer", "type", "window", "stages", "q", "k", "dtype", "bytes", "stored", "derived"]
 
 
 def in_words(cap: CaptureData) -> str:
@@ -42,7 +44,7 @@ def in_words(cap: CaptureData) -> str:
     where = "" if cap.path is None else f"; {str(cap.path)!r}"
     return (
         f"Capture({cap.model_id}: {size_in_words(cap)}, {len(cap.layers)} layers × {heads}, "
-        f"q and k at {', '.join(stages) or 'no stage yet'}; {cap.n_bytes / 1e6:,.1f} MB{where}{unfinished})"
+        f"q and k at {', '.join(stages) or 'no stage yet'}; {bytes_in_words(cap)}{where}{unfinished})"
     )
 
 
@@ -50,6 +52,12 @@ def size_in_words(cap: CaptureData) -> str:
     """How many tokens, and in how many documents where they are several."""
     documents = cap.documents
     return f"{len(cap.positions):,} tokens" + ("" if documents is None else f" in {len(documents):,} documents")
+
+
+def bytes_in_words(cap: CaptureData) -> str:
+    """How large q, k and v are, and how much of that is stored where the rest is derived."""
+    stored = f" ({cap.stored_bytes / 1e6:,.1f} MB stored)" if cap.stored_bytes < cap.n_bytes else ""
+    return f"{cap.n_bytes / 1e6:,.1f} MB{stored}"
 
 
 def as_html(cap: CaptureData) -> str:
@@ -73,7 +81,7 @@ def _facts(cap: CaptureData) -> str:
         "layers": ", ".join(f"{count} {name}" for name, count in kinds.items()),
         "heads": f"{cap.cfg.n_heads} over {cap.cfg.n_kv_heads} kv heads, d_head {cap.cfg.d_head}",
         "q and k at": ", ".join(stages),
-        "size": f"{cap.n_bytes / 1e6:,.1f} MB",
+        "size": bytes_in_words(cap),
     }
     if len(cap.loss):
         rows["loss"] = f"{float(cap.predicted_loss.double().mean()):.3f} nats per token"

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.tensors.constants import LayerConstants
+from interp.tensors.selection import Choice, part_of
 from interp.tensors.stages import stage_name, steps_before
 
 
@@ -58,8 +59,17 @@ class HeldLayer(Protocol):
         """What scores are made of beside q and k."""
         ...
 
+    def part(self, which: str, done: int, positions: Choice = None, heads: Choice = None) -> Tensor:
+        """Some positions and heads of q or k, as `part_of` cuts them; no more is read or computed than it takes."""
+        ...
+
     def infos(self) -> dict[str, TensorInfo]:
         """Shape and type of each tensor by name (q.pre_norm, …, k.final, v); reads none of them."""
+        ...
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Names of those that are computed from others when they are read."""
         ...
 
 
@@ -83,6 +93,15 @@ class LayerCapture:
             if done is not None:
                 by_steps[which][done] = tensor
         return cls(steps, by_steps["q"], by_steps["k"], tensors.get("v"), constants)
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Nothing: everything is there."""
+        return ()
+
+    def part(self, which: str, done: int, positions: Choice = None, heads: Choice = None) -> Tensor:
+        """Some positions and heads of q or k."""
+        return part_of({"q": self.q, "k": self.k}[which][done], positions, heads)
 
     def infos(self) -> dict[str, TensorInfo]:
         """Shape and type of each tensor by name."""

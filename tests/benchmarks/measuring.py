@@ -3,8 +3,10 @@
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,6 +31,30 @@ def peak_above(call: Callable[[], Any], every: float = 0.005) -> float:
         done.set()
         watcher.join()
     return max(peak, process.memory_info().rss) - before
+
+
+def own_memory() -> int:
+    """Bytes of this process that no file on disk holds: anonymous and shared memory, as Linux counts them."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * sum(int(words[1]) for words in lines if words[0] in ("RssAnon:", "RssShmem:"))
+
+
+@contextmanager
+def own_memory_peak(every: float = 0.005) -> Iterator[list[int]]:
+    """A list whose one number is the peak of `own_memory` within the block, sampled every 5 ms."""
+    peak, done = [own_memory()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every):
+            peak[0] = max(peak[0], own_memory())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:

@@ -1,6 +1,6 @@
 """Writes the folder from which later versions prove that they read what this one wrote.
 
-    PYTHONPATH=. python tests/support/write_format.py tests/interp/storage/capture_format_2
+    PYTHONPATH=. python tests/support/write_format.py tests/interp/storage/capture_format_3
 
 Run it once, when the format is counted up, and never again on a folder that is there: what counts is that it is old.
 It holds a finished capture with statistics beside it, one that was killed, and the numbers that this version gave.
@@ -18,7 +18,7 @@ from interp import capture, head_summary, open_capture, score_ranges
 
 _STAGES = ("pre_clip", "pre_norm", "pre_rope")
 _TYPES = ("sliding_attention", "full_attention", "full_attention")
-_MIDDLE = 40  # of the file operations of `crashing.small_capture`: after the last block's files, before the manifest
+_MIDDLE = 42  # of the file operations of `crashing.small_capture`: after the last block's files, before the manifest
 
 
 def write(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Streamed weights: the same bits as held ones, each byte read once a pass, a named error when a file goes wrong."""
 
 import copy
+import hashlib
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from hooks.errors import CaptureWarning, StreamingWarning
 from hooks.loading import stream as streaming
 from hooks.recipes import remove_sink
 from interp import capture, open_capture, resume
+from interp.storage.manifest import read_manifest
 
 load = HookedTransformer.from_pretrained
 pytestmark = pytest.mark.filterwarnings("ignore::hooks.errors.NarrowRotaryWarning")
@@ -101,14 +103,37 @@ def test_a_capture_in_memory_reads_everything_once(tmp_path):
     assert set(model.stream.reads.values()) == {1}
 
 
-def test_a_capture_on_disk_reads_one_matrix_of_a_block_twice(tmp_path):
-    """Its constants are written before the model runs."""
+@pytest.mark.parametrize("options", [{}, {"loss": False, "layers": [0, 2]}])
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "llama"])
+def test_a_capture_on_disk_reads_everything_once_and_says_what_it_was(tmp_path, family, options):
+    saved(tmp_path / "model", family)
+    model, held = load(tmp_path / "model", stream=True), load(tmp_path / "model", stream=False)
+    capture(model, tokens(12, batch=1), tmp_path / "a.capture", **options)
+    assert set(model.stream.reads.values()) == {1}
+    units = {}
+    for name, parameter in sorted(held.named_parameters()):
+        unit = ".".join(name.split(".")[:2]) if name.startswith("blocks.") else name.split(".")[0]
+        content = parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        told = f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode()
+        units.setdefault("unembed" if unit == "ln_final" else unit, hashlib.sha256()).update(told + content)
+    ran = [name for name in units if not options or name in ("embed", "blocks.0", "blocks.1", "blocks.2")]
+    noted = read_manifest(tmp_path / "a.capture").extras["weights"]
+    assert noted == {"optional": True, "sha256": {name: units[name].hexdigest() for name in ran}}
+
+
+def test_a_capture_of_streamed_weights_that_was_stopped_notes_the_same(tmp_path, monkeypatch):
     saved(tmp_path / "model")
+    ids, bytes_of = tokens(12, batch=1), lambda name: (tmp_path / name / "manifest.json").read_bytes()
+
+    def stop(x, hook):
+        raise KeyboardInterrupt
+
+    capture(load(tmp_path / "model", stream=True), ids, tmp_path / "whole")
     model = load(tmp_path / "model", stream=True)
-    capture(model, tokens(12, batch=1), tmp_path / "a.capture")
-    twice = {name for name, count in model.stream.reads.items() if count > 1}
-    assert twice == {f"blocks.{layer}.attn.o_proj.weight" for layer in range(4)}
-    assert max(model.stream.reads.values()) == 2
+    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_mid", stop)]), pytest.raises(KeyboardInterrupt):
+        capture(model, ids, tmp_path / "cut")
+    resume(tmp_path / "cut", load(tmp_path / "model", stream=True))
+    assert bytes_of("cut") == bytes_of("whole")
 
 
 @pytest.mark.parametrize("layers", [None, [0, 1]])

@@ -74,7 +74,7 @@ def test_bytes_are_those_that_a_capture_wrote(tmp_path, family, tied):
     found = Forecast.of_config(read_config(alone), n, layers=[0, 2])
     ids = torch.randint(97, (n,), generator=torch.Generator().manual_seed(0))
     cap = capture(model, ids, tmp_path / "a.capture", layers=[0, 2])
-    assert found.qkv_bytes == cap.n_bytes
+    assert found.qkv_bytes == cap.stored_bytes
     assert found == Forecast.of_plan(plan_capture(model, ids, layers=[0, 2]))
     on_disk = sum(file.stat().st_size for file in (tmp_path / "a.capture").iterdir())
     assert found.disk == pytest.approx(on_disk, rel=0.01)
@@ -95,8 +95,8 @@ def test_weights_are_as_many_as_published(tmp_path, config, published):
 
 def test_a_model_of_any_size_is_planned_from_its_config(tmp_path):
     found = Forecast.of_config(read_config(config_file(tmp_path, LLAMA_8B)), 1024, "pre_rope")
-    # q before and after the rotation, k likewise, v; 2 bytes a number.
-    assert found.qkv_bytes == 1024 * 32 * 128 * 2 * (2 * (32 + 8) + 8)
+    # q and k before the rotation, from which those after it follow, and v; 2 bytes a number.
+    assert found.qkv_bytes == 1024 * 32 * 128 * 2 * (32 + 8 + 8)
     assert found.weight_bytes == 2 * 8_030_261_248
     block = 2 * 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336 / 1)
     embedding = 2 * 128256 * 4096

@@ -204,8 +204,10 @@ def test_the_directory_says_nothing_of_time_and_place(cap, model, tokens, tmp_pa
 
 def test_its_files_are_safetensors_that_anyone_can_read(cap):
     read = load_file(cap.path / "layer_001.safetensors")
-    assert sorted(read) == ["k.final", "k.pre_norm", "k.pre_rope", "q.final", "q.pre_norm", "q.pre_rope", "v"]
-    assert torch.equal(read["q.pre_rope"], cap.q(1, "pre_rope"))
+    rows = [f"{x}.{stage}.last" for x in "kq" for stage in ("final", "pre_rope")]
+    assert sorted(read) == sorted(["k.pre_norm", "q.pre_norm", "v", *rows])
+    assert torch.equal(read["q.pre_norm"], cap.q(1, "pre_norm"))
+    assert torch.equal(read["q.pre_rope.last"], cap.q(1, "pre_rope", positions=-1))
 
 
 def test_parts_are_views_of_the_file(cap):

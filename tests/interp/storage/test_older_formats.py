@@ -12,6 +12,10 @@ from interp import head_summary, open_capture, score_ranges
 FORMATS = sorted(Path(__file__).parent.glob("capture_format_*"))
 
 
+# This processor may be another than the one that they were written on.
+pytestmark = pytest.mark.filterwarnings("ignore::hooks.errors.DerivationWarning")
+
+
 @pytest.fixture(params=FORMATS, ids=lambda folder: folder.name)
 def written(request, tmp_path):
     """A copy of what the version wrote, which also holds what it computed."""
@@ -26,7 +30,10 @@ def test_a_finished_capture_gives_the_same_numbers(written):
         kind, _, variable = name.partition(".")
         if kind == "q":
             layer, stage = variable.split(".")
-            assert (cap.q(int(layer), stage).numpy() == expected).all(), name
+            if f"q.{stage}" in cap._layers[int(layer)].derived:  # to the bit where it was written
+                np.testing.assert_allclose(cap.q(int(layer), stage).numpy(), expected, rtol=2e-6, atol=2e-6)
+            else:
+                assert (cap.q(int(layer), stage).numpy() == expected).all(), name
         elif kind == "loss":
             assert (cap.loss.numpy() == expected).all()
         elif expected.dtype.kind == "U":
