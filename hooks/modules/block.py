@@ -50,8 +50,9 @@ class MLP(MLPWeights, nn.Module):
         """The output; each matrix product in pieces, whose results its hooks see whole, where a size is given."""
 
         def product(linear: nn.Module, x: Tensor) -> Tensor:
-            whole = at_once is None or is_watched(linear)
-            return linear(x) if whole else by_position(linear, x, at_once=at_once)
+            if at_once is None or is_watched(linear):
+                return linear(x)
+            return by_position(linear, x, at_once=at_once)
 
         if self.gated:
             post = self.act(self.hook_pre(product(self.gate_proj, x)))
