@@ -29,7 +29,7 @@ def test_a_small_run_of_each_kind_resumes_and_repeats_to_the_bit(twins, tmp_path
         twins.Twin("width", 0, rotary_dim=8),
         twins.Twin("schedule", 0, rope_type="llama3"),
     ]
-    twins.run_all(path, twins.SMALL, 1, some)
+    twins.run_all(path, twins.SMALL, 1, some, niceness=0)
     whole = path.read_bytes()
     first, *found = lines(path)
     assert first["pair_loss"] > 0 and [line["name"] for line in found] == [twin.name for twin in some]
@@ -38,7 +38,7 @@ def test_a_small_run_of_each_kind_resumes_and_repeats_to_the_bit(twins, tmp_path
     assert all(again[key] == once[key] for key in once if key not in ("name", "again", "cpu_seconds"))
 
     path.write_bytes(whole[:-20])  # killed while it wrote the last line
-    twins.run_all(path, twins.SMALL, 1, some)
+    twins.run_all(path, twins.SMALL, 1, some, niceness=0)
     rerun = lines(path)[-1]
     assert all(rerun[key] == found[-1][key] for key in rerun if key != "cpu_seconds")
     with pytest.raises(SystemExit, match="other settings"):

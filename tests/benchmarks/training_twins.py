@@ -437,12 +437,12 @@ def done(path: Path, first: dict[str, Any]) -> set[str]:
     return {json.loads(line)["name"] for line in lines[1:-1]}
 
 
-def run_all(path: Path, size: Size, workers: int, twins: list[Twin]) -> None:
-    """Run what the file lacks, and add a line for each run as it ends."""
+def run_all(path: Path, size: Size, workers: int, twins: list[Twin], niceness: int = 15) -> None:
+    """Run what the file lacks, behind other work of the machine, and add a line for each run as it ends."""
     there = done(path, header(size))
     missing = [twin for twin in twins if twin.name not in there]
     print(f"{len(there)} of {len(twins)} runs are there, {len(missing)} to go", flush=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=os.nice, initargs=(15,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=os.nice, initargs=(niceness,)) as pool:
         for future in as_completed([pool.submit(run, twin, size) for twin in missing]):
             line = future.result()
             with path.open("a", encoding="utf-8") as file:
