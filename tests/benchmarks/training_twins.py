@@ -442,7 +442,9 @@ def run_all(path: Path, size: Size, workers: int, twins: list[Twin], niceness: i
     there = done(path, header(size))
     missing = [twin for twin in twins if twin.name not in there]
     print(f"{len(there)} of {len(twins)} runs are there, {len(missing)} to go", flush=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=os.nice, initargs=(niceness,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=os.nice, initargs=(niceness,)
+    ) as pool:
         for future in as_completed([pool.submit(run, twin, size) for twin in missing]):
             line = future.result()
             with path.open("a", encoding="utf-8") as file:
