@@ -12,6 +12,7 @@ from hooks import AttentionSpec, HookedTransformerConfig
 from hooks.base.losses import LOGIT_BYTES
 from hooks.config.steps import attention_steps
 from hooks.loading.describing import WeightSizes, weight_sizes
+from hooks.modules.chunks import PIECE_BYTES
 from interp.measure.score_bins import N_BINS
 from interp.measure.statistics import attention_statistics
 from interp.recording.cost import attention_operations, head_operations, matrix_operations
@@ -183,15 +184,20 @@ class Forecast:
 
     @property
     def _activations(self) -> float:
-        """Bytes that are there at once beside the weights: of a block with what is kept of it, or of the loss."""
+        """Bytes that are there at once beside the weights.
+
+        Of a block: its q, k and v at every stage, what is written of the block before, z, what attention and the MLP
+        add to the stream and the stream itself, and the MLP's pieces. Of the loss: the stream and some rows of logits.
+        """
         cfg, n, size = self.cfg, self.n_tokens, self.dtype.itemsize
         wide = torch.promote_types(self.dtype, torch.float32).itemsize
         kept = max(self._layer_bytes(layer) for layer in self.steps)
-        norm = 2 * self._stream + 2 * n * cfg.d_model * wide
-        attention = 3 * self._stream + n * cfg.n_heads * cfg.d_head * (size + 2 * wide)
-        mlp = 4 * self._stream + n * (cfg.d_mlp or 0) * size * (3 if cfg.gated_mlp else 2)
-        logits = 3 * min(LOGIT_BYTES, n * cfg.d_vocab * wide) if self.loss else 0
-        return max(kept + norm, kept + attention, kept + mlp, 2 * self._stream + logits)
+        written = stored_bytes(cfg, n, self.dtype) if len(self.steps) > 1 else 0
+        d_mlp = cfg.d_mlp or 0
+        pieces = min(n * d_mlp * size, max(PIECE_BYTES, 256 * d_mlp * size)) * (3 if cfg.gated_mlp else 2)
+        block = kept + written + 3 * self._stream + n * cfg.n_heads * cfg.d_head * size + pieces
+        logits = min(LOGIT_BYTES, n * cfg.d_vocab * wide) * (1 + (size < wide) / 2) if self.loss else 0
+        return max(block, 2 * self._stream + logits)
 
     def _layer_bytes(self, layer: int) -> int:
         return layer_bytes(self.cfg, self.steps[layer], self.stages, self.n_tokens, self.dtype)
