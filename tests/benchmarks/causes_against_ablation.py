@@ -7,6 +7,11 @@ with the zero-ablation of every head, and the heads where first order is farthes
 really patching heads from another part of the text: of `attribution_patching` and of `integrated_gradients` along the
 way to it for z, of `attribution_patching` with and without exact_softmax (AtP*) for q and for k. Higher is not
 promised: the numbers are printed either way. About ten minutes on two cores; with --tokens 64 one.
+
+What came out (--tokens 256 --every 6, Gemma, SmolLM2): zero ablation by first order 0.83, 0.96. Patching z: first order
+0.86, 0.97, integrated 0.23, 0.57: the mean gradient along the way is that of no single patch, so integrating is for
+tokens, where it adds up, and not for ranking heads. Patching q: 0.69, 0.78, with exact softmax 0.81, 0.98. Patching k:
+0.50 (of 3 kv heads), 0.84, with exact softmax 1.00, 0.88; Gemma's mean error grew all the same, from 0.71 to 0.89.
 """
 
 import argparse

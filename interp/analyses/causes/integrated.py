@@ -28,7 +28,8 @@ def integrated_gradients(model: Model, tokens: Any, m: Metric, corrupted: Any = 
     text, or zero. Their sum is m(x) − m(x′). The effect of a head is ``Σ (z − z′) · ∫₀¹ ∂m/∂z dα`` along the same way.
     The integral is taken by Gauss and Legendre; from zero in ln α from 10⁻¹⁵ on, since norms behind norms turn within
     tiny parts of the way, which takes a few hundred steps: see missing. Each step runs the model forth and, block by
-    block, back: O(n) memory a layer.
+    block, back: O(n) memory a layer. To rank heads by what patching them changes, `attribution_patching` did better on
+    every model tried.
 
     Args:
         model: native or attached.
