@@ -13,7 +13,10 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="the browser tests need playwright: pip install playwright"
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need Chromium or Chrome on the PATH")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need Chromium or Chrome on the PATH"),
+    pytest.mark.slow,
+]
 
 HOSTILE = "</script><img src=x onerror=alert(1)><svg onload=alert(2)>{{ 7 * 7 }}\u202ereversed"
 SLIDING = {"layer_types": ("sliding_attention", "full_attention"), "window_size": 13}
