@@ -30,7 +30,7 @@ class WeightStream:
 
     What is read at once is a unit: the embedding, a block, or the final norm with the unembedding. While a unit is held
     the next one is read by a thread; of units that nobody holds only the last one and the next stay in memory. A tied
-    embedding stays from its first use on.
+    embedding stays from its first use on, unless the pass is to end before the head.
 
     Args:
         checkpoint: what the model is built from.
@@ -134,12 +134,20 @@ class WeightStream:
 
     @contextmanager
     def ending_with(self, unit: str) -> Iterator[None]:
-        """Read nothing ahead behind a unit inside the ``with`` block, because the pass ends there."""
+        """Read nothing ahead behind a unit inside the ``with`` block, because the pass ends there.
+
+        A tied embedding that no head will ask for again goes as any other unit does.
+        """
         before, self._last = self._last, unit
+        waits = self._cfg.tie_word_embeddings and unit != HEAD
+        with self._lock:
+            self._held[EMBED] -= waits
         try:
             yield
         finally:
             self._last = before
+            with self._lock:
+                self._held[EMBED] += waits
 
     @contextmanager
     def resident(self, unit: str, parts: Collection[str] = ()) -> Iterator[None]:

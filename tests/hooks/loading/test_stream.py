@@ -149,6 +149,24 @@ def test_a_capture_without_loss_reads_no_weight_behind_its_last_block(tmp_path, 
     assert model.stream.reads["unembed.weight"] == 1
 
 
+@torch.no_grad()
+def test_a_tied_embedding_goes_where_no_head_asks_for_it_again(tmp_path):
+    saved(tmp_path, tied=True)
+    model, seen, ids = load(tmp_path, stream=True), {False: [], True: []}, tokens(12, batch=1)
+    held = load(tmp_path, stream=False)
+    for loss in (False, True):
+
+        def look(x, hook, found=seen[loss]):
+            found.append("embed.weight" in in_memory(model))
+
+        with model.hooks(fwd_hooks=[("blocks.*.hook_resid_post", look)]):
+            cap = capture(model, ids, loss=loss)
+        assert torch.equal(cap.q(3), capture(held, ids).q(3))
+    assert seen == {False: [False] * 4, True: [True] * 4}
+    assert model.stream.reads["embed.weight"] == 2
+    assert torch.equal(model(ids), held(ids))
+
+
 def test_weights_are_there_inside_resident_alone(tmp_path):
     saved(tmp_path)
     held, model = load(tmp_path), load(tmp_path, stream=True)
